@@ -1,0 +1,27 @@
+"""The data sets: one declarative file each, found by name."""
+
+import importlib
+import pkgutil
+
+from finetune.datasets.dataset import Contents, Dataset, Edition, Example
+from finetune.errors import InputError, suggest
+
+__all__ = ["Contents", "Dataset", "Edition", "Example", "load", "names"]
+
+_MACHINERY = {"dataset", "archives"}
+
+
+def names() -> list[str]:
+    """Every data set that has a file here."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _MACHINERY)
+
+
+def load(name: str) -> Dataset:
+    """The declaration of data set `name`.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in names():
+        raise InputError(f"data set '{name}' has no reader in finetune.datasets; {suggest(name, names())}")
+    return importlib.import_module(f"finetune.datasets.{name}").DATASET

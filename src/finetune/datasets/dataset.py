@@ -1,0 +1,56 @@
+"""What a data set's file declares."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled image of an official split."""
+
+    split: Split
+    label: int  # 0 … classes - 1
+    image: bytes | np.ndarray  # an encoded file, or pixels: uint8, height x width x 3, RGB
+    member: str  # where it was read: "archive.tgz: path/inside", for messages
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies in a data set's archives: class names in label order, and the examples as a stream."""
+
+    classes: tuple[str, ...]
+    examples: Iterator[Example]
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One published form of the archives, and what must be found in it."""
+
+    md5: Mapping[str, str]  # archive name -> md5 of the file, 32 hex digits
+    train: int  # images
+    test: int  # images
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its archives, its editions, and how to read them.
+
+    `read(folder)` streams the archives in `folder` and never unpacks them to disk. It raises InputError, naming
+    archive and member, for a truncated archive, a missing member, a label out of range, or a member whose path
+    leaves its folder.
+    """
+
+    name: str
+    title: str  # as papers write it
+    classes: int
+    archives: tuple[str, ...]  # file names in data/<name>/
+    editions: Mapping[str, Edition]
+    read: Callable[[Path], Contents]
+    homepage: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)  # archive name -> URL, where there is a live one

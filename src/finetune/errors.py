@@ -1,0 +1,19 @@
+"""The one exception for bad input: its message is a single sentence for the user."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: names the file or key, what was found, what was expected, and the mend.
+
+    The command line prints the message alone on stderr and exits with code 2.
+    """
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown name: the nearest known one, then all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}known: {', '.join(known)}"
