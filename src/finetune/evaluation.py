@@ -1,0 +1,59 @@
+"""Model + batches -> predictions and metrics."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from finetune.batches import Batches
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of each image, in the split's order."""
+
+    labels: np.ndarray  # int64, images
+    predictions: np.ndarray  # int64, images: the most probable class
+    confidence: np.ndarray  # float32, images: its probability
+    in_top5: np.ndarray  # bool, images: whether the label is among the five most probable classes
+    losses: np.ndarray  # float32, images: cross-entropy in nats
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean(dtype=np.float64))
+
+    @property
+    def acc(self) -> float:
+        """Top-1 accuracy in [0, 1]."""
+        return float((self.predictions == self.labels).mean())
+
+    @property
+    def acc5(self) -> float:
+        """Top-5 accuracy in [0, 1]."""
+        return float(self.in_top5.mean())
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batches: Batches, precision: str) -> Predictions:
+    """Run `model` in evaluation mode over every image of `batches`; its mode is put back afterwards."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    columns: list[list[np.ndarray]] = [[] for _ in range(5)]
+    for images, labels in batches.evaluation():
+        with autocast(batches.device, precision):
+            logits = model(images).float()
+        probabilities, order = logits.softmax(1).topk(min(5, logits.shape[1]))
+        losses = cross_entropy(logits, labels, reduction="none")
+        hits = (order == labels[:, None]).any(1)
+        for column, values in zip(columns, (labels, order[:, 0], probabilities[:, 0], hits, losses), strict=True):
+            column.append(values.cpu().numpy())
+    for module, mode in was_training.items():
+        module.training = mode
+    return Predictions(*(np.concatenate(column) for column in columns))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a forward pass runs at `fp32` or `bf16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,274 @@
+"""What the stages train and evaluate do: open their inputs, call who knows, write their outputs whole."""
+
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torchvision.models import MobileNetV2
+
+from finetune import model as models
+from finetune import runs
+from finetune.allocator import keep_freed_memory
+from finetune.batches import MEAN, STD, Batches
+from finetune.errors import InputError
+from finetune.evaluation import Predictions, predict
+from finetune.params import Params, TrainingParams
+from finetune.progress import progress
+from finetune.store import Store, open_store
+from finetune.strategies import build_plan, check_options
+from finetune.strategies.plan import audit
+from finetune.study import Layout, Run, fingerprint, run_key, work_area
+from finetune.training import Listener, Progress, fit, group_names
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run, worked out: what it is called and all that its numbers depend on."""
+
+    run: Run
+    plan: str
+    options: dict[str, Any]
+    recipe: TrainingParams  # device resolved
+    store: Store
+    backbone: dict[str, str]  # source, digest
+    backbone_path: Path
+    fingerprint: str
+
+    @property
+    def key(self) -> str:
+        return run_key(self.fingerprint, self.run.seed)
+
+
+def resolve(params: Params, layout: Layout, run: Run, device: str | None = None) -> Prepared:
+    """Work out a run from params.yaml and its inputs on disk.
+
+    Raises:
+        InputError: an input is missing, an option is not the plan's, or there is no such device.
+    """
+    plan, options = params.plan_for(run.strategy), params.strategies[run.strategy].options
+    check_options(run.strategy, plan, options)
+    recipe = params.training_for(run.dataset, run.strategy)
+    recipe = recipe.model_copy(update={"device": resolve_device(device or recipe.device)})
+    store = open_store(layout.store(run.dataset))
+    if not layout.backbone.is_file():
+        raise InputError(f"{layout.backbone}: no such file; make it with `dvc repro -s backbone`")
+    backbone = {"source": params.backbone.source, "digest": models.digest(layout.backbone)}
+    if params.backbone.source == "torchvision":
+        backbone["weights"] = params.backbone.weights
+    print_ = fingerprint(run, plan, options, recipe, store.digest, backbone["digest"])
+    return Prepared(run, plan, options, recipe, store, backbone, layout.backbone, print_)
+
+
+def resolve_device(device: str) -> str:
+    """cpu or cuda: `auto` is CUDA where there is one.
+
+    Raises:
+        InputError: cuda is asked for and there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: PyTorch sees no CUDA device on this machine; use device auto or cpu")
+    return device
+
+
+def train(prepared: Prepared, layout: Layout, listeners: tuple[Listener, ...] = ()) -> Path:
+    """Train one run and move its folder into place; reads the splits train and val only.
+
+    Goes on from the work area of an interrupted attempt, and adopts a run found finished there.
+    """
+    place = layout.run(prepared.run)
+    with runs.locked(work_area(prepared.key)) as work:
+        finished = work / "finished"
+        if not finished.is_dir():
+            _train_aside(prepared, work, listeners)
+        runs.move_into_place(finished, place)
+        shutil.rmtree(work)
+    return place
+
+
+def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...]) -> None:
+    recipe, store, run = prepared.recipe, prepared.store, prepared.run
+    keep_freed_memory()
+    torch.set_num_threads(recipe.threads)
+    model = models.build(len(store.classes), run.seed)
+    plan = build_plan(model, prepared.plan, prepared.options)
+    rows = audit(model, plan, recipe.lr, recipe.weight_decay)  # raises before anything is trained
+    folder = work / "unfinished"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    runs.write_csv(folder / runs.AUDIT, rows)
+    if plan.initialisation == "pretrained":
+        models.load_backbone(model, prepared.backbone_path)
+    model = model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
+    train_batches = batches(store, "train", recipe)
+    val_batches = batches(store, "val", recipe)
+    provenance = _provenance(recipe)
+    shown = progress(run.name, recipe.epochs, len(train_batches.split))
+    result = fit(
+        model,
+        plan,
+        recipe,
+        train_batches,
+        val_batches if len(val_batches.split) else None,
+        run.seed,
+        name=run.name,
+        work=work,
+        fingerprint=prepared.fingerprint,
+        listeners=(shown, *listeners),
+    )
+    runs.write_json(folder / runs.RUN, run_record(prepared))
+    runs.write_csv(folder / runs.CURVES, result.rows)
+    runs.write_json(folder / runs.METRICS, _metrics(result))
+    save_file(
+        {k: v.contiguous() for k, v in result.kept_state.items()}, folder / runs.MODEL, {"run_key": prepared.key}
+    )
+    runs.write_json(folder / runs.COST, _cost(model, rows, result, recipe, len(train_batches.split)))
+    runs.write_json(folder / runs.PROVENANCE, provenance | {"finished": _now()})
+    folder.rename(work / "finished")
+
+
+def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
+    """Predict the test split with a run's kept weights: the only reader of test. Writes the evaluation folder."""
+    record = runs.read_json(layout.run(run) / runs.RUN)
+    recipe = TrainingParams.model_validate(record["training"])
+    recipe = recipe.model_copy(update={"device": resolve_device(device or recipe.device)})
+    torch.set_num_threads(recipe.threads)
+    store = open_store(layout.store(run.dataset))
+    if store.digest != record["store_digest"]:
+        raise InputError(
+            f"{store.path}: is not the store that {run.name} was trained on; train it again with "
+            f"`dvc repro train@{run.dataset}-{run.strategy}-{run.seed}`"
+        )
+    model = models.build(len(store.classes), run.seed)
+    models.load_weights(model, layout.run(run) / runs.MODEL)
+    model = model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
+    seen = predict(model, batches(store, "test", recipe), recipe.precision)
+    place = layout.evaluation(run)
+    runs.write_csv(place / runs.PREDICTIONS, _prediction_rows(seen))
+    test = {"loss": seen.loss, "acc": seen.acc, "acc5": seen.acc5, "images": len(seen.labels)}
+    runs.write_json(place / runs.METRICS, {"run_key": record["run_key"], "test": test})
+    return place
+
+
+def run_record(prepared: Prepared) -> dict[str, Any]:
+    """The content of run.json: what the run is, and all that its numbers depend on."""
+    run, recipe, meta = prepared.run, prepared.recipe, prepared.store.meta
+    with torch.device("meta"):
+        shape_only = models.build(len(prepared.store.classes), run.seed)
+    groups = group_names(build_plan(shape_only, prepared.plan, prepared.options))
+    return {
+        "run_key": prepared.key,
+        "fingerprint": prepared.fingerprint,
+        "dataset": run.dataset,
+        "strategy": run.strategy,
+        "seed": run.seed,
+        "plan": prepared.plan,
+        "options": prepared.options,
+        "training": recipe.model_dump(mode="json"),
+        "prepare": meta["prepare"],
+        "edition": meta["edition"],
+        "data_md5": meta["archives_md5"],
+        "store_digest": prepared.store.digest,
+        "backbone": prepared.backbone,
+        "classes": meta["classes"],
+        "groups": groups,
+        "preprocessing": {
+            "short_side": meta["prepare"]["short_side"],
+            "image_size": recipe.image_size,
+            "crop_pct": recipe.crop_pct,
+            "mean": list(MEAN),
+            "std": list(STD),
+        },
+        "images": {split: meta["counts"][split] for split in ("train", "val")},
+    }
+
+
+def batches(store: Store, split: str, recipe: TrainingParams) -> Batches:
+    """Batches of one split as the recipe has them."""
+    return Batches(
+        store.split(split),
+        recipe.image_size,
+        recipe.batch_size,
+        torch.device(recipe.device),
+        memory_format(recipe),
+        recipe.crop_pct,
+    )
+
+
+def memory_format(recipe: TrainingParams) -> torch.memory_format:
+    return torch.channels_last if recipe.memory_format == "channels_last" else torch.contiguous_format
+
+
+def _metrics(result: Progress) -> dict[str, Any]:
+    kept = result.rows[result.kept - 1]
+    metrics: dict[str, Any] = {"epoch": result.kept, "train": {"loss": kept["train/loss"], "acc": kept["train/acc"]}}
+    if kept["val/acc"] is not None:
+        metrics["val"] = {"loss": kept["val/loss"], "acc": kept["val/acc"]}
+    return metrics
+
+
+def _cost(
+    model: MobileNetV2, rows: list[dict[str, Any]], result: Progress, recipe: TrainingParams, images: int
+) -> dict[str, Any]:
+    moving = {row["tensor"] for row in rows if row["kind"] == "parameter" and not row["frozen"]}
+    parameters = dict(model.named_parameters())
+    return {
+        "seconds": round(result.seconds, 3),
+        "seconds_per_epoch": round(result.seconds / recipe.epochs, 3),
+        "images_per_second": round(images * recipe.epochs / result.train_seconds, 1),
+        "peak_memory_bytes": _peak_memory(recipe.device),
+        "trainable_parameters": sum(parameters[name].numel() for name in moving),
+        "total_parameters": sum(p.numel() for p in parameters.values()),
+    }
+
+
+def _peak_memory(device: str) -> int:
+    """Bytes: allocated on the GPU, else resident in this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def _provenance(recipe: TrainingParams) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if recipe.device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "started": _now(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def _git(*words: str) -> str | None:
+    """What git says, None outside a repository or without git."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _prediction_rows(seen: Predictions) -> list[dict[str, Any]]:
+    columns = zip(seen.labels.tolist(), seen.predictions.tolist(), seen.confidence.tolist(), strict=True)
+    return [
+        {"index": i, "label": label, "prediction": prediction, "confidence": f"{confidence:.6f}"}
+        for i, (label, prediction, confidence) in enumerate(columns)
+    ]

@@ -1,0 +1,64 @@
+"""The plans: one file each, found by name; a variant in params.yaml is a plan with options."""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from finetune.errors import InputError, suggest
+
+_MACHINERY = {"plan"}
+
+
+def names() -> list[str]:
+    """Every plan that has a file here."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _MACHINERY)
+
+
+def check_name(plan: str, variant: str) -> None:
+    """Raise InputError unless there is a plan of that name."""
+    if plan not in names():
+        raise InputError(f"params.yaml: strategies.{variant}: there is no plan '{plan}'; {suggest(plan, names())}")
+
+
+def source_digest(plan: str) -> str:
+    """SHA-256 of the plan's file, 64 hex digits; nothing is imported."""
+    return hashlib.sha256((Path(__path__[0]) / f"{plan}.py").read_bytes()).hexdigest()
+
+
+def check_options(variant: str, plan: str, options: Mapping[str, Any]) -> None:
+    """Check a variant's options against the signature of its plan.
+
+    Raises:
+        InputError: an option that the plan does not have, or a value of another type.
+    """
+    check_name(plan, variant)
+    function = importlib.import_module(f"finetune.strategies.{plan}").plan
+    known = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    types = get_type_hints(function)
+    for name, value in options.items():
+        if name not in {p.name for p in known}:
+            listed = suggest(name, [p.name for p in known]) if known else "it has none"
+            raise InputError(f"params.yaml: strategies.{variant}: plan {plan} has no option '{name}'; {listed}")
+        if not _fits(value, types[name]):
+            raise InputError(
+                f"params.yaml: strategies.{variant}.{name}: found {value!r} ({type(value).__name__}), "
+                f"expected {getattr(types[name], '__name__', types[name])}"
+            )
+
+
+def build_plan(model: Any, plan: str, options: Mapping[str, Any]) -> Any:
+    """Work the plan out for `model`: a `finetune.strategies.plan.Plan`."""
+    return importlib.import_module(f"finetune.strategies.{plan}").plan(model, **options)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind) if isinstance(kind, type) else True

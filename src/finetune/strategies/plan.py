@@ -1,0 +1,141 @@
+"""What a strategy is: an initialisation and phases of parameter groups, and the audit that nothing is left out."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2
+
+from finetune.errors import InputError
+from finetune.model import BLOCKS, block_of, is_batchnorm
+
+BatchNormPolicy = Literal["train", "eval", "affine_only"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained alike.
+
+    `batchnorm` says what the BatchNorm layers of these parameters do: `train` uses and updates batch statistics;
+    `eval` uses the running ones and leaves weight and bias as they are; `affine_only` uses the running ones and
+    trains weight and bias.
+    """
+
+    name: str
+    tensors: tuple[str, ...]  # names of parameters
+    lr_scale: float = 1.0  # times the run's learning rate
+    decay: bool = True  # whether the run's weight decay applies
+    frozen: bool = False
+    batchnorm: BatchNormPolicy = "train"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the schedule with fixed groups."""
+
+    groups: tuple[Group, ...]
+    share: float = 1.0  # of the run's epochs; the shares of a plan add up to 1
+    penalty: Callable[[MobileNetV2], Tensor] | None = None  # added to the loss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A strategy, worked out for one model."""
+
+    initialisation: Literal["pretrained", "random"]
+    phases: tuple[Phase, ...]
+
+
+def tensors_of(model: MobileNetV2, blocks: Iterable[str]) -> tuple[str, ...]:
+    """The names of all parameters in `blocks`, in the model's order."""
+    wanted = set(blocks)
+    return tuple(name for name, _ in model.named_parameters() if block_of(name) in wanted)
+
+
+def feature_blocks() -> tuple[str, ...]:
+    """The blocks below the head, from the image upwards."""
+    return BLOCKS[:-1]
+
+
+def audit(model: MobileNetV2, plan: Plan, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """One row per phase and tensor: its group, learning rate, decay, whether it is frozen, what BatchNorm does.
+
+    Raises:
+        InputError: coverage is not total: a parameter in no group or in two, a group that is empty or that names
+            something which is no parameter, a BatchNorm layer under two policies, or shares that do not add up to 1.
+    """
+    if abs(sum(phase.share for phase in plan.phases) - 1) > 1e-9:
+        raise InputError(f"plan: the phases' shares are {[p.share for p in plan.phases]}, expected to add up to 1")
+    rows = []
+    for number, phase in enumerate(plan.phases):
+        owner = check_coverage(model, phase.groups)
+        moving = {name for names in trainable(model, phase.groups).values() for name in names}
+        for name, parameter in model.named_parameters():
+            row = _row(number, name, parameter, owner[name])
+            lr_here, decay = (lr * owner[name].lr_scale, weight_decay * owner[name].decay) if name in moving else (0.0, 0.0)
+            rows.append(row | {"kind": "parameter", "lr": lr_here, "weight_decay": decay, "frozen": name not in moving})
+        for name, buffer in model.named_buffers():
+            group = owner[f"{name.rpartition('.')[0]}.weight"]
+            rows.append(_row(number, name, buffer, group) | {"frozen": group.batchnorm != "train"})
+    return rows
+
+
+def check_coverage(model: MobileNetV2, groups: Sequence[Group]) -> dict[str, Group]:
+    """Which group each parameter is in; see `audit` for what is refused."""
+    parameters = dict(model.named_parameters())
+    owner: dict[str, Group] = {}
+    for group in groups:
+        if not group.tensors:
+            raise InputError(f"plan: group '{group.name}' is empty; give it parameters, or leave the group out")
+        for name in group.tensors:
+            if name not in parameters:
+                raise InputError(f"plan: group '{group.name}' names {name!r}, which is no parameter of the model")
+            if name in owner:
+                raise InputError(f"plan: {name} is in the groups '{owner[name].name}' and '{group.name}'; keep one")
+            owner[name] = group
+    if missing := [name for name in parameters if name not in owner]:
+        raise InputError(
+            f"plan: {len(missing)} of {len(parameters)} parameters are in no group, the first is {missing[0]}; "
+            "put each in one, frozen if it shall not be trained"
+        )
+    for layer in batchnorm_layers(model):
+        pair = [owner[f"{layer}.weight"], owner[f"{layer}.bias"]]
+        policies = sorted({group.batchnorm for group in pair})
+        if len(policies) > 1:
+            raise InputError(f"plan: BatchNorm layer {layer} is under two policies, {policies}; keep one")
+        if policies == ["train"] and all(group.frozen for group in pair):
+            raise InputError(
+                f"plan: BatchNorm layer {layer} is in the frozen group '{pair[0].name}' but would update its running "
+                "statistics; set the group's batchnorm to eval"
+            )
+    return owner
+
+
+def batchnorm_layers(model: MobileNetV2) -> dict[str, nn.Module]:
+    """The BatchNorm layers by name, found by type."""
+    return {name: module for name, module in model.named_modules() if is_batchnorm(module)}
+
+
+def trainable(model: MobileNetV2, groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Group name -> its parameters that move: not frozen, and no weight or bias of a BatchNorm under `eval`."""
+    fixed = {f"{layer}.{part}" for layer in batchnorm_layers(model) for part in ("weight", "bias")}
+    return {
+        group.name: [n for n in group.tensors if not group.frozen and not (n in fixed and group.batchnorm == "eval")]
+        for group in groups
+    }
+
+
+def _row(phase: int, name: str, tensor: Tensor, group: Group) -> dict[str, Any]:
+    return {
+        "phase": phase,
+        "tensor": name,
+        "kind": "buffer",
+        "numel": tensor.numel(),
+        "block": block_of(name),
+        "group": group.name,
+        "lr": 0.0,
+        "weight_decay": 0.0,
+        "frozen": True,
+        "batchnorm": group.batchnorm,
+    }
