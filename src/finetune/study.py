@@ -46,13 +46,14 @@ def check_run(params: Params, dataset: str, strategy: str) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie under `root`. DVC's stages use the repository's root; a run outside DVC has a root of its own."""
+    """Where things lie. DVC's stages use the repository's root; a run outside DVC has roots of its own."""
 
-    root: Path
+    root: Path  # of what is made: runs, evaluations, comparison, report
+    inputs: Path | None = None  # of what trainings start from: stores and backbone; None: `root`
 
     @property
     def backbone(self) -> Path:
-        return self.root / "models" / "backbone.safetensors"
+        return (self.inputs or self.root) / "models" / "backbone.safetensors"
 
     @property
     def comparison(self) -> Path:
@@ -66,7 +67,7 @@ class Layout:
         return self.root / "data" / dataset
 
     def store(self, dataset: str) -> Path:
-        return self.root / "prepared" / dataset
+        return (self.inputs or self.root) / "prepared" / dataset
 
     def run(self, run: Run) -> Path:
         return self.root / "runs" / run.dataset / run.strategy / str(run.seed)

@@ -101,13 +101,6 @@ class _PlainUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """Bytes as Python 3 pickles them in protocol 2."""
-    if encoding not in ("latin1", b"latin1"):
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
-    return text.encode("latin-1")
-
-
 def _no_bytes() -> bytes:
     """b"" as Python 3 pickles it in protocol 2."""
     return b""
@@ -119,6 +112,6 @@ _GLOBALS = {
     "numpy.dtype": np.dtype,
     "numpy.core.multiarray._reconstruct": _RECONSTRUCT,  # as NumPy 1 wrote it
     "numpy._core.multiarray._reconstruct": _RECONSTRUCT,  # NumPy 2
-    "_codecs.encode": _latin1,
+    "_codecs.encode": str.encode,  # bytes as Python 3 pickles them in protocol 2; text encodings only
     "__builtin__.bytes": _no_bytes,
 }

@@ -1,0 +1,50 @@
+# make study: set up everything from nothing and run the study in params.yaml. make help lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONPATH := src
+export OMP_WAIT_POLICY ?= passive
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup study ui test lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $$($(PYTHON) --version) found, Python 3.11 or newer needed; name one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+study: $(STAMP) ## run the study in params.yaml, track and register it, print the table
+	@$(BIN)/python -m finetune study run
+
+ui: $(STAMP) ## serve the MLflow UI on loopback and print the address of the comparison
+	@$(BIN)/python -m finetune ui
+
+test: $(STAMP) ## the tests, offline
+	$(BIN)/python -m pytest -m "not shared"
+
+lint: $(STAMP) ## ruff, mypy, import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## the benchmarks
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the environment, stores, runs and results (not data, not the tracking database)
+	rm -rf $(VENV) prepared plans runs evaluations comparison report models/backbone.safetensors .finetune

@@ -1,0 +1,151 @@
+"""What is not a stage: tracking, the registry, prediction, the sample edition, the study as a whole."""
+
+import json
+from pathlib import Path
+
+import click
+
+from finetune.cli import check_dataset, cli, load, reads_params, which_run
+from finetune.errors import InputError
+
+
+@cli.command()
+@reads_params
+def track(params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Send to the tracking server what it lacks of the study's runs."""
+    from finetune import tracking
+
+    params, layout = load(params_file, overrides)
+    tracking.track(params, layout, say=click.echo)
+
+
+@cli.command()
+@reads_params
+def register(params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Make each data set's winner a version of <dataset>-classifier, alias champion."""
+    from finetune import comparison, registry
+
+    params, layout = load(params_file, overrides)
+    registry.register(comparison.read(layout.comparison), layout, params, say=click.echo)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("data"))
+def sample(folder: Path) -> None:
+    """Draw the sample edition into FOLDER (default: data)."""
+    from finetune import samples
+
+    samples.draw(folder)
+    click.echo(f"{folder}: the sample edition of five data sets")
+
+
+@cli.group()
+def study() -> None:
+    """The study in params.yaml as a whole."""
+
+
+@study.command("show")
+@reads_params
+def show(params_file: Path, overrides: tuple[str, ...]) -> None:
+    """List the study's runs and which of them are finished."""
+    from finetune import runs
+    from finetune import study as studies
+
+    params, layout = load(params_file, overrides)
+    listed = studies.runs(params)
+    click.echo(f"study {params.study.name}, edition {params.study.edition}: {len(listed)} runs")
+    for run in listed:
+        trained = (layout.run(run) / runs.MODEL).is_file()
+        evaluated = (layout.evaluation(run) / runs.METRICS).is_file()
+        state = "evaluated" if trained and evaluated else "trained" if trained else "to do"
+        click.echo(f"  {run.name:50} {state}")
+
+
+
+
+@study.command("run")
+@reads_params
+def run_study(params_file: Path, overrides: tuple[str, ...]) -> None:
+    """The whole study: dvc repro, track, register; then the table."""
+    from finetune import workflow
+
+    if params_file != Path("params.yaml") or overrides:
+        raise InputError(
+            "study run: DVC reads params.yaml; put your values there, or try them with `dvc exp run -S KEY=VALUE`"
+        )
+    params, layout = load(params_file)
+    workflow.run_study(params, layout, say=click.echo)
+
+
+@cli.command()
+@which_run
+@reads_params
+def run(
+    dataset: str, strategy: str, seed: int, device: str | None, params_file: Path, overrides: tuple[str, ...]
+) -> None:
+    """Train, evaluate and track one run outside DVC, as `mlflow run -e train` does.
+
+    Pulls and prepares what is missing; writes under .finetune/runs/.
+    """
+    from finetune import runs, stages, tracking, workflow
+    from finetune import study as studies
+    from finetune.cli.stages import train_run
+
+    params, _ = load(params_file, tuple(word for text in overrides for word in text.split()))
+    studies.check_run(params, dataset, strategy)
+    stages.resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
+    one = studies.Run(dataset, strategy, seed)
+    layout, place = workflow.run_alone(
+        params, one, lambda p, l, r: train_run(p, l, stages.resolve(p, l, r, device), "auto")
+    )
+    test = runs.read_json(layout.evaluation(one) / runs.METRICS)["test"]
+    click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")
+    tracking.track_run(params, layout, one)
+
+
+@cli.command()
+@click.argument("dataset")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--alias", default="champion", show_default=True, help="Of <dataset>-classifier in the registry.")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Labels per image.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per image.")
+@reads_params
+def predict(
+    dataset: str,
+    images: tuple[Path, ...],
+    alias: str,
+    top: int,
+    as_json: bool,
+    params_file: Path,
+    overrides: tuple[str, ...],
+) -> None:
+    """Classify IMAGES with the registry's model for DATASET."""
+    from finetune import registry
+
+    params, _ = load(params_file, overrides)
+    check_dataset(params, dataset)
+    files = []
+    for path in images:
+        try:
+            files.append(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}; name an image file") from None
+    found = registry.champion(dataset, alias)
+    for path, answers in zip(images, found.classifier.predict(files, top, [str(p) for p in images]), strict=True):
+        if as_json:
+            listed = [{"label": a.label, "probability": round(a.probability, 6)} for a in answers]
+            click.echo(json.dumps({"image": str(path), "model": f"{found.name}/{found.version}", "top": listed}))
+        else:
+            click.echo(f"{path}: " + ", ".join(f"{a.label} {100 * a.probability:.1f} %" for a in answers))
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=int, default=5000, show_default=True)
+@reads_params
+def ui(host: str, port: int, params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Serve the MLflow UI on loopback; prints the address of the study's comparison."""
+    from finetune import user_interface
+
+    params, _ = load(params_file, overrides)
+    user_interface.serve(params, host, port, say=click.echo)

@@ -1,0 +1,145 @@
+"""One command per stage of dvc.yaml."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from finetune.cli import check_dataset, cli, load, reads_params, which_run
+
+
+@cli.command()
+@click.argument("dataset")
+@reads_params
+def prepare(dataset: str, params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Archives of DATASET -> its store (stage prepare)."""
+    from finetune import datasets
+    from finetune.prepare import prepare as make_store
+
+    params, layout = load(params_file, overrides)
+    check_dataset(params, dataset)
+    store = make_store(
+        datasets.load(dataset),
+        params.study.edition,
+        params.prepare_for(dataset),
+        layout.archives(dataset),
+        layout.store(dataset),
+    )
+    counts = ", ".join(f"{count} {split}" for split, count in store.meta["counts"].items())
+    click.echo(f"{store.path}: {counts} images, {len(store.classes)} classes")
+
+
+@cli.command()
+@reads_params
+def backbone(params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Bring the pretrained weights that params.yaml names (stage backbone)."""
+    from finetune.model import prepare_backbone
+
+    params, layout = load(params_file, overrides)
+    sample = layout.root / "samples" / "backbone.safetensors"
+    prepare_backbone(params.backbone.source, params.backbone.weights, sample, layout.backbone)
+    click.echo(f"{layout.backbone}: weights of {params.backbone.source}")
+
+
+@cli.command()
+@click.argument("strategy")
+@reads_params
+def plan(strategy: str, params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Note which plan STRATEGY is a variant of, and that plan's source (stage plan).
+
+    DVC cannot look up the plan of a variant, so trainings depend on this note: a change in a plan's file retrains
+    the variants of that plan, and a new plan's file retrains nothing.
+    """
+    from finetune import runs, strategies, study
+
+    params, layout = load(params_file, overrides)
+    study.check_run(params, next(iter(params.datasets)), strategy)
+    name = params.plan_for(strategy)
+    strategies.check_name(name, strategy)
+    note = {"plan": name, "sha256": strategies.source_digest(name)}
+    runs.write_json(layout.root / "plans" / f"{strategy}.json", note)
+
+
+@cli.command()
+@which_run
+@click.option("--tracking", type=click.Choice(["auto", "off"]), default="auto", show_default=True)
+@reads_params
+def train(
+    dataset: str,
+    strategy: str,
+    seed: int,
+    device: str | None,
+    tracking: str,
+    params_file: Path,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train one run (stage train): live in MLflow unless --tracking off."""
+    from finetune import stages, study
+
+    params, layout = load(params_file, overrides)
+    study.check_run(params, dataset, strategy)
+    resolved = stages.resolve(params, layout, study.Run(dataset, strategy, seed), device)
+    place = train_run(params, layout, resolved, tracking)
+    click.echo(f"{place}: finished")
+
+
+@cli.command()
+@click.argument("dataset")
+@click.argument("strategy")
+@click.argument("seed", type=int)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the training's.")
+@reads_params
+def evaluate(
+    dataset: str, strategy: str, seed: int, device: str | None, params_file: Path, overrides: tuple[str, ...]
+) -> None:
+    """Predict the test split with a trained run (stage evaluate)."""
+    from finetune import runs, stages, study
+
+    params, layout = load(params_file, overrides)
+    study.check_run(params, dataset, strategy)
+    place = stages.evaluate(layout, study.Run(dataset, strategy, seed), device)
+    test = runs.read_json(place / runs.METRICS)["test"]
+    click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")
+
+
+@cli.command()
+@reads_params
+def compare(params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Every run of the study -> comparison/ (stage compare), and the table."""
+    from finetune import comparison
+
+    params, layout = load(params_file, overrides)
+    result = comparison.compare(params, layout)
+    comparison.write(result, layout.comparison)
+    click.echo(comparison.table(result))
+
+
+@cli.command()
+@reads_params
+def report(params_file: Path, overrides: tuple[str, ...]) -> None:
+    """The comparison and the curves -> report/ (stage report)."""
+    from finetune import comparison
+    from finetune import report as reports
+
+    params, layout = load(params_file, overrides)
+    reports.write(params, comparison.read(layout.comparison), layout)
+    click.echo(f"{layout.report / 'report.md'}")
+
+
+def train_run(params: Any, layout: Any, resolved: Any, tracking: str) -> Path:
+    """Train, telling the tracking server as it goes when `tracking` is auto and MLflow is installed."""
+    import importlib.util
+
+    from finetune import stages
+    from finetune.training import Listener
+
+    if tracking == "off" or importlib.util.find_spec("mlflow") is None:
+        return stages.train(resolved, layout)
+    from finetune.live import Live
+
+    with Live(params) as live:
+        live.started(stages.run_record(resolved))
+        listener = Listener(resumed=live.resumed, epoch=live.epoch)
+        place = stages.train(resolved, layout, (listener,))
+        live.finished()
+    return place

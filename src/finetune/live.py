@@ -1,0 +1,105 @@
+"""A training as it happens, in MLflow. Nothing that goes wrong there ever stops or slows the training."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from finetune import study
+from finetune.experiment import Experiment, cell, epoch_metrics, open_experiment
+from finetune.params import Params
+from finetune.tracking_store import attached_run_id, one_line
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+class Live:
+    """Sends one training to MLflow: `started`, then `epoch` after each, then `finished`.
+
+    The first failure is said once on stderr, and from then on nothing more is sent: `track` repairs. A training that
+    is taken up again goes on in its own run and sends only the epochs that the server lacks. Used as a context
+    manager, it ends the run as FAILED on an error, and as KILLED on KeyboardInterrupt or SystemExit (a signal).
+    """
+
+    def __init__(self, params: Params) -> None:
+        self._study = params.study.name
+        self._given_up = False
+        self._experiment: Experiment | None = None
+        self._run: Run | None = None
+        self._sent: set[int] = set()  # epochs
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is not None:
+            signal = issubclass(kind, KeyboardInterrupt | SystemExit)
+            self._guard(lambda: self._fail("KILLED" if signal else "FAILED"))
+
+    def started(self, run: Mapping[str, Any]) -> None:
+        """The training that `run` (the content of run.json) describes begins, or goes on."""
+        self._guard(lambda: self._start(run))
+
+    def resumed(self, rows: Iterable[Mapping[str, float | None]]) -> None:
+        """These epochs were trained before."""
+        for row in rows:
+            self.epoch(row)
+
+    def epoch(self, row: Mapping[str, float | None]) -> None:
+        """An epoch is done; `row` is keyed as the columns of curves.csv."""
+        self._guard(lambda: self._send(row))
+
+    def finished(self) -> None:
+        """The training is whole; its run takes the place of earlier ones of the same data set, strategy and seed."""
+        self._guard(self._finish)
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        if self._given_up:
+            return
+        try:
+            action()
+        except Exception as error:
+            self._given_up = True
+            print(
+                f"tracking failed: {one_line(error)}; training goes on, and `finetune track` sends the rest later",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _start(self, run: Mapping[str, Any]) -> None:
+        experiment = self._experiment = open_experiment(study.anchor(), self._study)
+        client, attached = experiment.client, attached_run_id()
+        found = client.get_run(attached) if attached else experiment.find(run["run_key"])
+        if found is None:
+            found = experiment.create(run)
+        else:
+            self._sent = {m.step for m in client.get_metric_history(found.info.run_id, "train/loss")}
+            client.update_run(found.info.run_id, status="RUNNING")
+        # By which `track` knows whether a run that says RUNNING still is.
+        experiment.complete(found, run, {"process": f"{platform.node()}:{os.getpid()}"})
+        self._run = client.get_run(found.info.run_id)
+
+    def _send(self, row: Mapping[str, float | None]) -> None:
+        epoch = int(row["epoch"] or 0)
+        if self._run is not None and self._experiment is not None and epoch not in self._sent:
+            self._experiment.client.log_batch(self._run.info.run_id, metrics=epoch_metrics(row))
+            self._sent.add(epoch)
+
+    def _finish(self) -> None:
+        if self._run is None or self._experiment is None:
+            return
+        run_id = self._run.info.run_id
+        if not self._experiment.aside:
+            for other in self._experiment.current():
+                if other.info.run_id != run_id and cell(other.data.tags) == cell(self._run.data.tags):
+                    self._experiment.retire(other.info.run_id, by=run_id)
+        if not attached_run_id():  # `mlflow run` ends its own
+            self._experiment.client.set_terminated(run_id, "FINISHED")
+
+    def _fail(self, status: str) -> None:
+        if self._run is not None and self._experiment is not None:
+            self._experiment.retire(self._run.info.run_id)
+            self._experiment.client.set_terminated(self._run.info.run_id, status)

@@ -1,0 +1,57 @@
+"""The sample edition: which stand-in is drawn for which data set, how many images, and from which seed."""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.datasets.dataset import Split
+from finetune.samples import birds, cars, foods, kinds, layouts, objects
+from finetune.samples.layouts import Drawn
+from finetune.samples.shapes import Rng
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What stands in for one data set."""
+
+    classes: tuple[str, ...]
+    picture: Callable[[int, Rng], np.ndarray]  # (label, rng) -> uint8, height x width x 3
+    per_class: dict[Split, int]  # images of each class
+    write: Callable[[Path, tuple[str, ...], layouts.Splits], None]
+
+
+def _write_cifar100(folder: Path, classes: tuple[str, ...], splits: layouts.Splits) -> None:
+    layouts.cifar100(folder, classes, splits, kinds.COARSE, [kinds.coarse(y) for y in range(len(classes))])
+
+
+STAND_INS = {
+    "cifar10": StandIn(objects.CLASSES, objects.picture, {"train": 48, "test": 25}, layouts.cifar10),
+    "cifar100": StandIn(kinds.CLASSES, kinds.picture, {"train": 12, "test": 6}, _write_cifar100),
+    "cub200": StandIn(birds.CLASSES, birds.picture, {"train": 24, "test": 12}, layouts.cub200),
+    "cars196": StandIn(cars.CLASSES, cars.picture, {"train": 26, "test": 14}, layouts.cars196),
+    "food101": StandIn(foods.CLASSES, foods.picture, {"train": 34, "test": 18}, layouts.food101),
+}
+
+
+def draw(folder: Path) -> None:
+    """Draw the five data sets, each into its own folder under `folder`: always the same bytes."""
+    for name in STAND_INS:
+        draw_one(name, folder / name)
+
+
+def draw_one(name: str, folder: Path) -> None:
+    """Draw the stand-in of data set `name` as its official archives in `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stand_in = STAND_INS[name]
+    splits: dict[Split, list[Drawn]] = {}
+    for split, count in stand_in.per_class.items():
+        seed = zlib.crc32(f"{name} {split}".encode())
+        labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(stand_in.classes)), count))
+        splits[split] = [
+            Drawn(int(label), stand_in.picture(int(label), np.random.default_rng((seed, place))))
+            for place, label in enumerate(labels)
+        ]
+    stand_in.write(folder, stand_in.classes, splits)

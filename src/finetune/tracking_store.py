@@ -1,0 +1,89 @@
+"""Where MLflow's tracking store is, and how to open it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from finetune.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SETTINGS = {  # defaults: what the user's environment sets stays
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; MLflow's own 120 with 7 retries would hold a training up
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def workspace(root: Path) -> Path:
+    """The repository that `root` belongs to: DVC's temporary experiments run in its `.dvc/tmp/exps/…`."""
+    for parent in root.parents:
+        if parent.name == "tmp" and parent.parent.name == ".dvc":
+            return parent.parent.parent
+    return root
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, else the SQLite database of the repository at `root` (absolute)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace(root) / 'mlflow.db'}"
+
+
+def attached_run_id() -> str | None:
+    """The run that `mlflow run` made for this process; a DVC stage is one run of many and never takes it over."""
+    return None if "DVC_STAGE" in os.environ else os.environ.get("MLFLOW_RUN_ID")
+
+
+def connect(root: Path) -> "tuple[MlflowClient, str]":
+    """A client of the tracking store and the store's address. A database is created once, under a lock.
+
+    Raises whatever MLflow raises where the store cannot be reached; see `reported`.
+    """
+    # Before the first import of mlflow, which reads some of these then.
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for chatter in ("alembic", "urllib3", "mlflow.store.db"):
+        logging.getLogger(chatter).setLevel(logging.ERROR)
+    uri = tracking_uri(root)
+    with store_lock(root):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client, uri
+
+
+@contextmanager
+def reported(root: Path) -> Iterator[None]:
+    """Turn what MLflow raises into an InputError that names the store."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors are OSErrors
+        raise InputError(
+            f"MLflow at {tracking_uri(root)}: {one_line(error)}; start that server, or set MLFLOW_TRACKING_URI "
+            "to another, and repeat the command"
+        ) from None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as a short piece of a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def store_lock(root: Path) -> FileLock:
+    # Of four processes that create a database at once, three fail.
+    place = workspace(root) / ".finetune"
+    place.mkdir(parents=True, exist_ok=True)
+    return FileLock(place / "mlflow.lock", timeout=120)

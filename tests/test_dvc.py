@@ -1,0 +1,120 @@
+"""The stages through the real DVC: what an edit reruns, and what it does not. The tests go on from one another."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dvc_checkout import Checkout
+
+pytestmark = pytest.mark.dvc
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which the study has run once."""
+    made = Checkout(tmp_path_factory.mktemp("dvc"))
+    ran = made.ran(made.dvc("repro"))
+    assert len(ran) == 2 + 1 + 3 + 6 + 6 + 2  # prepare, backbone, plan, train, evaluate, compare and report
+    made.commit()
+    return made
+
+
+def test_a_second_repro_runs_nothing(checkout: Checkout) -> None:
+    output = checkout.dvc("repro")
+    assert checkout.ran(output) == []
+    assert "Data and pipelines are up to date." in output
+
+
+def test_every_run_is_in_the_comparison(checkout: Checkout) -> None:
+    runs = {(r["dataset"], r["strategy"], r["seed"]) for r in checkout.comparison()["runs"]}
+    assert runs == {(d, s, 0) for d in ("cifar10", "cub200") for s in ("same_lr", "slow", "from_scratch")}
+
+
+def test_metrics_show_lists_every_run(checkout: Checkout) -> None:
+    shown = json.loads(checkout.dvc("metrics", "show", "--json"))[""]["data"]
+    assert "test" in shown["evaluations/cub200/slow/0/metrics.json"]["data"]
+    assert set(shown["runs/cifar10/same_lr/0/metrics.json"]["data"]) == {"epoch", "train", "val"}
+
+
+def test_params_diff_names_the_edit(checkout: Checkout) -> None:
+    params = checkout.params()
+    params["training"]["lr"] = 0.002
+    checkout.write_params(params)
+    diff = json.loads(checkout.dvc("params", "diff", "--json"))
+    checkout.git("checkout", "params.yaml")
+    assert diff == {"params.yaml": {"training.lr": {"old": 0.001, "new": 0.002, "diff": 0.001}}}
+
+
+def test_plots_show_draws_every_run(checkout: Checkout) -> None:
+    checkout.dvc("plots", "show", "-o", "drawn")
+    page = (checkout.root / "drawn" / "index.html").read_text()
+    assert all(f"{d}/{s}/0" in page for d in ("cifar10", "cub200") for s in ("same_lr", "slow", "from_scratch"))
+
+
+def test_editing_a_strategys_options_reruns_its_own_runs(checkout: Checkout) -> None:
+    params = checkout.params()
+    params["strategies"]["slow"]["deep_scale"] = 0.2
+    checkout.write_params(params)
+    ran = checkout.ran(checkout.dvc("repro"))
+    own = [f"{stage}@{d}-slow-0" for stage in ("evaluate", "train") for d in ("cifar10", "cub200")]
+    assert ran == sorted(["compare", "report", "plan@slow", *own])
+
+
+def test_a_new_plan_file_retrains_nothing(checkout: Checkout) -> None:
+    new = checkout.root / "src" / "finetune" / "strategies" / "brand_new.py"
+    new.write_text((new.parent / "same_lr.py").read_text())
+    ran = checkout.ran(checkout.dvc("repro"))
+    new.unlink()
+    assert ran == ["plan@from_scratch", "plan@same_lr", "plan@slow"]
+
+
+def test_editing_a_plans_file_retrains_its_variants_only(checkout: Checkout) -> None:
+    plan = checkout.root / "src" / "finetune" / "strategies" / "from_scratch.py"
+    plan.write_text(plan.read_text() + "\n# edited\n")
+    status = checkout.dvc("repro", "--dry")
+    assert {s for s in checkout.ran(status) if s.startswith("train")} <= {
+        "train@cifar10-from_scratch-0",
+        "train@cub200-from_scratch-0",
+    }
+    checkout.git("checkout", "src")
+    checkout.dvc("repro")
+
+
+def test_a_training_repeated_at_another_time_reruns_nothing_after_it(checkout: Checkout) -> None:
+    cost = checkout.root / "runs" / "cifar10" / "same_lr" / "0" / "cost.json"
+    before = cost.read_bytes()
+    checkout.dvc("repro", "-f", "-s", "train@cifar10-same_lr-0")
+    assert cost.read_bytes() != before  # the times did change
+    assert checkout.ran(checkout.dvc("repro")) == []
+
+
+def test_dropping_a_strategy_reruns_compare_and_report_only(checkout: Checkout) -> None:
+    params = checkout.params()
+    params["study"]["strategies"].remove("slow")
+    checkout.write_params(params)
+    ran = checkout.ran(checkout.dvc("repro"))
+    assert ran == ["compare", "report"]
+    assert {r["strategy"] for r in checkout.comparison()["runs"]} == {"same_lr", "from_scratch"}
+    assert "slow" not in (checkout.root / "report" / "report.md").read_text()
+
+
+def test_two_trainings_run_at_once(checkout: Checkout) -> None:
+    targets = ("train@cifar10-from_scratch-0", "train@cub200-same_lr-0")
+    started = [checkout.start("repro", "-f", "-s", target) for target in targets]
+    outputs = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert checkout.ran(checkout.dvc("repro")) == []
+
+
+def test_exp_run_sets_a_parameter_and_keeps_the_workspaces_mlflow_runs(checkout: Checkout) -> None:
+    checkout.commit()
+    output = checkout.dvc("exp", "run", "--temp", "-S", "training.epochs=1", "-S", "study.datasets=[cifar10]")
+    assert "Ran experiment" in output
+    assert not list((checkout.root / ".dvc" / "tmp" / "exps").glob("**/mlflow.db"))
+
+
+
+def test_a_store_whose_archives_are_missing_names_the_pull(checkout: Checkout) -> None:
+    output = checkout.finetune("prepare", "food101", check=False)
+    assert "datasets" in output and "food101" in output and "Traceback" not in output

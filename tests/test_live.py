@@ -1,0 +1,165 @@
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run as TrackedRun
+from tracked_study import epochs, make_params, move_home, run_record
+
+from finetune.experiment import Experiment, open_experiment
+from finetune.live import Live
+from finetune.study import Run
+
+PARAMS = make_params()
+RECORD = run_record(PARAMS, Run("toy", "same_lr", 0))
+RETRAINED = run_record(PARAMS, Run("toy", "same_lr", 0), key="another-key")
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    return open_experiment(move_home(monkeypatch, tmp_path), "tiny")
+
+
+def run_of(there: Experiment, record: dict) -> TrackedRun:
+    found = there.find(record["run_key"])
+    assert found is not None
+    return found
+
+
+def steps(there: Experiment, record: dict, key: str = "train/loss") -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in there.client.get_metric_history(run_of(there, record).info.run_id, key)]
+
+
+def train(record: dict, rows: list) -> None:
+    with Live(PARAMS) as live:
+        live.started(record)
+        for row in rows:
+            live.epoch(row)
+        live.finished()
+
+
+def test_epochs_arrive_as_they_happen(there: Experiment) -> None:
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        live.epoch(epochs()[0])
+        assert steps(there, RECORD, "val/acc") == [(1, 0.1)]
+        assert run_of(there, RECORD).info.status == "RUNNING"
+        live.epoch(epochs()[1])
+        live.finished()
+    assert steps(there, RECORD, "val/acc") == [(1, 0.1), (2, 0.2)]
+    assert run_of(there, RECORD).info.status == "FINISHED"
+
+
+def test_the_run_is_named_tagged_and_has_its_parameters(there: Experiment) -> None:
+    train(RECORD, epochs())
+    run = run_of(there, RECORD)
+    assert run.info.run_name == "toy/same_lr/0"
+    tags = {"dataset": "toy", "strategy": "same_lr", "seed": "0", "plan": "same_lr", "edition": "sample"}
+    tags |= {"study": "tiny", "run_key": "key-same_lr-0", "current": "true"}
+    assert tags.items() <= run.data.tags.items()
+    assert run.data.params["training.lr"] == "0.002"
+
+
+def test_a_resumed_training_goes_on_in_its_run_and_repeats_no_epoch(there: Experiment) -> None:
+    first, second, third = epochs()
+    with contextlib.suppress(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+        live.epoch(first)
+        raise SystemExit(143)
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        live.resumed([first, second])  # the second had not arrived
+        live.epoch(third)
+        live.finished()
+    assert [step for step, _ in steps(there, RECORD)] == [1, 2, 3]
+    assert len(there.client.search_runs([there.id])) == 1
+    assert run_of(there, RECORD).data.tags["current"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+)
+def test_an_interrupted_training_ends_its_run_honestly(
+    there: Experiment, error: type[BaseException], status: str
+) -> None:
+    with pytest.raises(error), Live(PARAMS) as live:
+        live.started(RECORD)
+        raise error
+    run = run_of(there, RECORD)
+    assert run.info.status == status
+    assert run.data.tags["current"] == "false"
+
+
+def test_a_finished_training_takes_the_place_of_the_earlier_one(there: Experiment) -> None:
+    train(RECORD, epochs())
+    with Live(PARAMS) as live:
+        live.started(RETRAINED)
+        assert run_of(there, RECORD).data.tags["current"] == "true"  # until the new one is whole
+        live.finished()
+    tags = run_of(there, RECORD).data.tags
+    assert tags["current"] == "false"
+    assert tags["superseded_by"] == run_of(there, RETRAINED).info.run_id
+    assert run_of(there, RETRAINED).data.tags["current"] == "true"
+
+
+def test_other_runs_of_the_study_stay_current(there: Experiment) -> None:
+    other = run_record(PARAMS, Run("toy", "same_lr", 1))
+    train(other, epochs())
+    train(RECORD, epochs())
+    assert run_of(there, other).data.tags["current"] == "true"
+
+
+def test_a_temporary_experiment_of_dvcs_leaves_the_workspaces_run_current(
+    there: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(RECORD, epochs())
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / ".dvc" / "tmp" / "exps" / "x"))
+    train(RETRAINED, epochs())
+    assert run_of(there, RECORD).data.tags["current"] == "true"
+    assert run_of(there, RETRAINED).data.tags["current"] == "false"
+
+
+@pytest.fixture
+def attached(there: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[[], TrackedRun]:
+    """As `mlflow run` starts a process: with a run of an invented name, which it ends itself."""
+    made = there.client.create_run(there.id, run_name="bold-newt-123")
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    return lambda: there.client.get_run(made.info.run_id)
+
+
+def test_under_mlflow_run_the_training_goes_into_its_run(
+    there: Experiment, attached: Callable[[], TrackedRun]
+) -> None:
+    train(RECORD, epochs())
+    assert run_of(there, RECORD).info.run_id == attached().info.run_id
+    assert attached().info.run_name == "toy/same_lr/0"
+    assert attached().info.status == "RUNNING"
+    assert [step for step, _ in steps(there, RECORD)] == [1, 2, 3]
+
+
+def test_a_name_given_to_mlflow_run_stays(there: Experiment, attached: Callable[[], TrackedRun]) -> None:
+    there.client.update_run(attached().info.run_id, name="my own run")
+    train(RECORD, epochs())
+    assert attached().info.run_name == "my own run"
+
+
+def test_a_failure_is_said_once_and_stops_nothing(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    train(RECORD, epochs())
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("tracking failed: ")
+    assert said[0].endswith("; training goes on, and `finetune track` sends the rest later")
+
+
+def test_the_trainings_own_error_passes_through_a_dead_server(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ZeroDivisionError), Live(PARAMS) as live:
+        live.started(RECORD)
+        raise ZeroDivisionError

@@ -1,0 +1,261 @@
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities import Run as TrackedRun
+from tracked_study import epochs, make_params, move_home, run_record, write_run, write_study
+
+from finetune import runs, tracking
+from finetune.errors import InputError
+from finetune.experiment import Experiment, open_experiment
+from finetune.live import Live
+from finetune.study import Layout, Run
+
+PARAMS = make_params(strategies=("same_lr",))
+RUN = Run("toy", "same_lr", 0)
+RECORD = run_record(PARAMS, RUN)
+NOTHING = dict.fromkeys(
+    ("runs", "fields", "epochs", "metrics", "inputs", "artifacts", "models", "ended", "retired"), 0
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return move_home(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def there(home: Path) -> Experiment:
+    return open_experiment(home, "tiny")
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def run_of(there: Experiment, key: str = "key-same_lr-0") -> TrackedRun:
+    found = there.find(key)
+    assert found is not None
+    return found
+
+
+def history(there: Experiment, run: TrackedRun, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in there.client.get_metric_history(run.info.run_id, key)]
+
+
+def test_everything_of_a_run_is_sent(home: Path, there: Experiment) -> None:
+    tracking.track(PARAMS, write_study(home, PARAMS), silent)
+    run = run_of(there)
+    assert run.info.run_name == "toy/same_lr/0"
+    assert run.info.status == "FINISHED"
+    assert (run.info.start_time, run.info.end_time) == (1767323045000, 1767323051000)  # provenance's, in ms
+    assert run.data.params["prepare.short_side"] == "48"
+    assert run.data.tags["mlflow.source.git.commit"] == "a" * 40
+    assert run.data.tags["current"] == "true"
+    assert history(there, run, "val/acc") == [(1, 0.1), (2, 0.2), (3, pytest.approx(0.3))]
+    assert history(there, run, "lr/all") == [(1, 0.002), (2, 0.002), (3, 0.002)]
+    results = {
+        "best/epoch": 3,
+        "best/val/acc": 0.3,
+        "test/loss": 1.25,
+        "test/acc": 4 / 6,
+        "test/acc5": 1.0,
+        "cost/seconds": 6.0,
+        "cost/images_per_second": 15.0,
+        "cost/peak_memory_mb": 300.0,
+        "cost/trainable_parameters": 2_000_000,
+    }
+    assert {key: run.data.metrics[key] for key in results} == results
+    artifacts = {artifact.path for artifact in there.client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"run.json", "audit.csv", "curves.png", "confusion_matrix.png"}
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("toy", "c58f30108f718f92721af3b95e74349a")
+    assert {tag.key: tag.value for tag in data.tags}["dvc.md5"] == "c58f30108f718f92721af3b95e74349a"
+    assert there.model_id(run) is not None
+
+
+def test_again_sends_nothing_and_says_so(home: Path, there: Experiment) -> None:
+    layout, said = write_study(home, PARAMS), []
+    tracking.track(PARAMS, layout, silent)
+    assert tracking.track(PARAMS, layout, said.append) == NOTHING
+    assert said == [f"MLflow at {there.uri}: has all 1 runs already, nothing to send"]
+    assert history(there, run_of(there), "train/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
+def test_only_the_epochs_that_the_server_lacks_are_sent(home: Path, there: Experiment) -> None:
+    with pytest.raises(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+        live.epoch(epochs()[1])
+        raise SystemExit(1)
+    sent = tracking.track(PARAMS, write_study(home, PARAMS), silent)
+    assert (sent["runs"], sent["epochs"], sent["ended"]) == (0, 2, 1)
+    assert sorted(history(there, run_of(there), "train/acc")) == [
+        (1, 0.2),
+        (2, 0.4),
+        (3, pytest.approx(0.6)),
+    ]
+    assert run_of(there).info.status == "FINISHED"
+    assert run_of(there).data.tags["current"] == "true"
+
+
+def test_a_single_value_that_the_server_lacks_is_sent(home: Path, there: Experiment) -> None:
+    run = there.create(RECORD)
+    rows = [{k: v for k, v in row.items() if k != "val/acc" or row["epoch"] != 2} for row in epochs()]
+    for row in rows:
+        there.client.log_batch(run.info.run_id, [Metric(k, v, 0, row["epoch"]) for k, v in row.items() if k != "epoch"])
+    assert tracking.track(PARAMS, write_study(home, PARAMS), silent)["epochs"] == 1
+    assert sorted(history(there, run_of(there), "val/acc")) == [(1, 0.1), (2, 0.2), (3, pytest.approx(0.3))]
+    assert len(history(there, run_of(there), "val/loss")) == 3
+
+
+def test_a_live_training_lacks_only_its_results(home: Path, there: Experiment) -> None:
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        for row in epochs():
+            live.epoch(row)
+        live.finished()
+    sent = tracking.track(PARAMS, write_study(home, PARAMS), silent)
+    expected = {"runs": 0, "epochs": 0, "inputs": 1, "artifacts": 4, "models": 1, "ended": 0, "retired": 0}
+    assert {kind: sent[kind] for kind in expected} == expected
+
+
+def test_a_lost_artifact_is_sent_again(home: Path, there: Experiment) -> None:
+    layout = write_study(home, PARAMS)
+    tracking.track(PARAMS, layout, silent)
+    [lost] = (home / "mlartifacts").rglob("curves.png")
+    lost.unlink()
+    assert tracking.track(PARAMS, layout, silent) == NOTHING | {"artifacts": 1}
+    assert lost.is_file()
+
+
+def test_a_model_that_arrived_by_half_is_sent_again(home: Path, there: Experiment) -> None:
+    run = there.create(RECORD)
+    half = there.client.create_logged_model(there.id, "classifier", run.info.run_id)
+    there.client.log_outputs(run.info.run_id, [LoggedModelOutput(half.model_id, 0)])
+    assert tracking.track(PARAMS, write_study(home, PARAMS), silent)["models"] == 1
+    assert there.model_id(run) not in (None, half.model_id)
+
+
+def test_without_a_validation_split_there_are_no_validation_metrics(home: Path, there: Experiment) -> None:
+    write_run(home, PARAMS, RUN, val=False)
+    tracking.track(PARAMS, Layout(home), silent)
+    assert not [key for key in run_of(there).data.metrics if "val" in key]
+
+
+def test_a_retrained_run_takes_the_place_of_the_old_one(home: Path, there: Experiment) -> None:
+    tracking.track(PARAMS, write_study(home, PARAMS), silent)
+    write_run(home, PARAMS, RUN, key="another-key")
+    sent = tracking.track(PARAMS, Layout(home), silent)
+    assert (sent["runs"], sent["retired"]) == (1, 1)
+    old = run_of(there).data.tags
+    assert (old["current"], old["superseded_by"]) == ("false", run_of(there, "another-key").info.run_id)
+
+
+def test_going_back_to_an_earlier_training_makes_it_current_again(home: Path, there: Experiment) -> None:
+    layout = write_study(home, PARAMS)
+    tracking.track(PARAMS, layout, silent)
+    write_run(home, PARAMS, RUN, key="another-key")
+    tracking.track(PARAMS, layout, silent)
+    write_run(home, PARAMS, RUN)
+    sent = tracking.track(PARAMS, layout, silent)
+    assert (sent["runs"], sent["retired"]) == (0, 1)
+    assert run_of(there).data.tags["current"] == "true"
+    assert "superseded_by" not in run_of(there).data.tags
+    assert run_of(there, "another-key").data.tags["current"] == "false"
+
+
+def test_the_same_training_with_other_numbers_is_another_run(home: Path, there: Experiment) -> None:
+    layout = write_study(home, PARAMS)
+    tracking.track(PARAMS, layout, silent)
+    first = run_of(there).info.run_id
+    write_run(home, PARAMS, RUN, shift=0.25)
+    provenance = runs.read_json(layout.run(RUN) / runs.PROVENANCE) | {"started": "2026-01-03T00:00:00+00:00"}
+    runs.write_json(layout.run(RUN) / runs.PROVENANCE, provenance)
+    assert tracking.track(PARAMS, layout, silent)["runs"] == 1
+    second = run_of(there)
+    assert second.info.run_id != first
+    assert history(there, second, "train/loss") == [(1, 1.25), (2, 0.75), (3, pytest.approx(1 / 3 + 0.25))]
+    assert there.client.get_run(first).data.tags["superseded_by"] == second.info.run_id
+    assert tracking.track(PARAMS, layout, silent) == NOTHING
+
+
+def test_a_strategy_that_left_the_study_leaves_the_comparison(home: Path, there: Experiment) -> None:
+    both = make_params(strategies=("same_lr", "from_scratch"))
+    tracking.track(both, write_study(home, both), silent)
+    assert tracking.track(PARAMS, Layout(home), silent) == NOTHING | {"retired": 1}
+    tags = run_of(there, "key-from_scratch-0").data.tags
+    assert tags["current"] == "false"
+    assert "superseded_by" not in tags
+
+
+def test_another_studys_runs_stay_as_they_are(home: Path, there: Experiment) -> None:
+    other = Experiment(there.client, there.uri, there.id, "other", aside=False).create(RECORD | {"run_key": "other"})
+    tracking.track(PARAMS, write_study(home, PARAMS), silent)
+    assert there.client.get_run(other.info.run_id).data.tags["current"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("process", "status", "current"),
+    [
+        (f"{platform.node()}:{2**22 + 1}", "KILLED", "false"),  # above Linux's largest process id
+        (f"{platform.node()}:{os.getpid()}", "RUNNING", "true"),
+        ("another-machine:1", "RUNNING", "true"),
+    ],
+)
+def test_a_run_whose_process_died_is_ended(
+    home: Path, there: Experiment, process: str, status: str, current: str
+) -> None:
+    stale = there.create(RECORD | {"run_key": "stale"})
+    there.client.set_tag(stale.info.run_id, "process", process)
+    tracking.track(PARAMS, write_study(home, PARAMS), silent)
+    assert run_of(there, "stale").info.status == status
+    assert run_of(there, "stale").data.tags["current"] == current
+
+
+def test_a_missing_run_is_said_before_anything_is_sent(home: Path, there: Experiment) -> None:
+    both = make_params(strategies=("same_lr", "from_scratch"))
+    layout = write_study(home, both)
+    shutil.rmtree(layout.run(Run("toy", "from_scratch", 0)))
+    with pytest.raises(InputError, match=r"from_scratch/0/run\.json: no such file"):
+        tracking.track(both, layout, silent)
+    assert there.find("key-same_lr-0") is None
+
+
+def test_a_missing_evaluation_is_said(home: Path) -> None:
+    layout = write_study(home, PARAMS)
+    (layout.evaluation(RUN) / runs.PREDICTIONS).unlink()
+    with pytest.raises(InputError, match=r"predictions\.csv: no such file"):
+        tracking.track(PARAMS, layout, silent)
+
+
+def test_an_evaluation_of_another_training_is_refused(home: Path) -> None:
+    layout = write_study(home, PARAMS)
+    path = layout.evaluation(RUN) / runs.METRICS
+    runs.write_json(path, runs.read_json(path) | {"run_key": "older"})
+    with pytest.raises(InputError, match=r"is of run older, but .* holds key-same_lr-0"):
+        tracking.track(PARAMS, layout, silent)
+
+
+def test_an_unreachable_server_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = write_study(home, PARAMS)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"^MLflow at http://127\.0\.0\.1:9: "):
+        tracking.track(PARAMS, layout, silent)
+
+
+def test_under_mlflow_run_one_run_is_completed_in_place(
+    home: Path, there: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = there.client.create_run(there.id, run_name="bold-newt-123")
+    there.client.log_param(made.info.run_id, "dataset", "toy")  # as `mlflow run -P` does
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    tracking.track_run(PARAMS, write_study(home, PARAMS), RUN)
+    run = there.client.get_run(made.info.run_id)
+    assert run.info.run_name == "toy/same_lr/0"
+    assert run.info.status == "RUNNING"  # `mlflow run` ends it
+    assert run.data.metrics["test/acc"] == 4 / 6
+    assert len(there.client.search_runs([there.id])) == 1

@@ -1,0 +1,70 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tracked_study import move_home
+
+from finetune import tracking_store
+from finetune.errors import InputError
+
+CONNECT = "import pathlib, sys; from finetune.tracking_store import connect; connect(pathlib.Path(sys.argv[1]))"
+
+
+def test_the_store_is_a_database_at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_store.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_temporary_experiments_of_dvc_share_the_repositorys_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    inside = tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "abc"
+    assert tracking_store.tracking_uri(inside) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_the_users_server_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_store.tracking_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+def test_the_users_timeouts_are_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = move_home(monkeypatch, tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    tracking_store.connect(home)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+
+
+def test_two_processes_create_the_store_at_once(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    environment["PYTHONPATH"] = str(Path(tracking_store.__file__).parents[1])
+    started = [
+        subprocess.Popen([sys.executable, "-c", CONNECT, str(tmp_path)], env=environment, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    outcomes = [(process.communicate()[1].decode(), process.returncode) for process in started]
+    assert outcomes == [("", 0), ("", 0)]
+
+
+def test_a_dvc_stage_never_takes_over_the_run_of_mlflow_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    assert tracking_store.attached_run_id() == "abc"
+    monkeypatch.setenv("DVC_STAGE", "train@toy-same_lr-0")
+    assert tracking_store.attached_run_id() is None
+
+
+def test_an_unreachable_store_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = move_home(monkeypatch, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"^MLflow at http://127\.0\.0\.1:9: .*; start that server"):  # noqa: SIM117
+        with tracking_store.reported(home):
+            tracking_store.connect(home)
+
+
+def test_a_long_reason_is_cut() -> None:
+    assert len(tracking_store.one_line(ValueError("word " * 100))) == 200
+    assert tracking_store.one_line(ValueError("two\n  lines")) == "two lines"
