@@ -132,7 +132,7 @@ def pad_crop(image: np.ndarray, padding: int, uniforms: np.ndarray, image_size: 
 
 
 def evaluation_view(image: np.ndarray, image_size: int, crop_pct: float) -> Tensor:
-    """Resize the short side to image_size / crop_pct, then the central square of image_size.
+    """torchvision's Resize(image_size / crop_pct) and CenterCrop(image_size), rounded as it rounds.
 
     Args:
         image: uint8 pixels, height x width x 3.
@@ -143,9 +143,8 @@ def evaluation_view(image: np.ndarray, image_size: int, crop_pct: float) -> Tens
     chw = _channels_first(image)
     short = round(image_size / crop_pct)
     height, width = chw.shape[1:]
-    scale = short / min(height, width)
-    chw = resize(chw, (max(short, round(height * scale)), max(short, round(width * scale))))
-    top, left = ((side - image_size) // 2 for side in chw.shape[1:])
+    chw = resize(chw, (short * height // min(height, width), short * width // min(height, width)))
+    top, left = (round((side - image_size) / 2) for side in chw.shape[1:])
     return chw[:, top : top + image_size, left : left + image_size]
 
 
@@ -166,7 +165,7 @@ def normalise(images: Tensor) -> Tensor:
 
 def _channels_first(image: np.ndarray) -> Tensor:
     # A view, strided as channels_last: torch's fast uint8 resize takes that layout as it is.
-    return torch.from_numpy(image).permute(2, 0, 1)
+    return torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)
 
 
 def _central_square(chw: Tensor) -> Tensor:

@@ -27,7 +27,10 @@ def decode(data: bytes, where: str) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
     except UnidentifiedImageError:
         raise InputError(f"{where}: not an image that can be read; replace it with a JPEG or PNG file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

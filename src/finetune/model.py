@@ -31,7 +31,7 @@ def build(classes: int, seed: int) -> MobileNetV2:
 
 def load_backbone(model: MobileNetV2, path: Path) -> None:
     """Put the pretrained tensors of `path` (written by `prepare_backbone`) under the model's fresh head."""
-    state = check_backbone(load_file(path), str(path))
+    state = check_backbone(read_state_dict(path), str(path))
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and all(name.startswith("classifier.") for name in missing)
 
@@ -66,7 +66,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); bring a whole file") from None
+        raise InputError(f"{path}: cannot be read ({_reason(error)}); bring a whole file") from None
     except Exception as error:  # torch.load raises pickle's own errors, some of them bare Exceptions
         raise InputError(f"{path}: refused by weights_only loading ({type(error).__name__}); save a state dict") from None
     raise InputError(f"{path}: found a {path.suffix or 'nameless'} file, expected .safetensors or .pth")
@@ -128,6 +128,10 @@ def prepare_backbone(source: str, weights: str, sample: Path, out: Path) -> None
     aside = out.with_name(f".{out.name}.aside")
     save_file(state, aside, {"source": origin})
     aside.replace(out)
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _from_torchvision(name: str) -> Mapping[str, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from finetune.errors import InputError, suggest
 
@@ -22,7 +22,7 @@ class StudyParams(_Section):
     edition: str = "official"  # whose archives `prepare` accepts: sample | reduced | official | any
     datasets: tuple[str, ...] = Field(min_length=1)
     strategies: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     baseline: str  # the strategy that the others are compared with
 
     @model_validator(mode="after")
@@ -41,7 +41,7 @@ class PrepareParams(_Section):
 
     short_side: int = Field(256, ge=8)  # pixels; larger images are shrunk to it, none is enlarged
     val_fraction: float = Field(0.1, ge=0.0, lt=1.0)  # of the official training split, stratified
-    split_seed: int = 0
+    split_seed: NonNegativeInt = 0
 
 
 class BackboneParams(_Section):
@@ -217,7 +217,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
     for section in sections:
         if not isinstance(node, dict) or (section in node and not isinstance(node[section], dict | None)):
             raise InputError(f"override '{text}': {section} is not a section of params.yaml")
-        node = node[section] = node.get(section) or {}
+        node[section] = node.get(section) or {}
+        node = node[section]
     try:
         node[leaf] = yaml.load(value, Loader=_Yaml12Floats)
     except yaml.YAMLError:

@@ -32,8 +32,9 @@ def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: P
     md5 = check_archives(dataset, edition, archives)
     aside = place.with_name(f".{place.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    writer = Writer(aside)
+    writer = None
     try:
+        writer = Writer(aside)
         contents = dataset.read(archives)
         for example, image in _decoded(contents.examples, settings.short_side, dataset.name):
             writer.add(example.split, example.label, image)
@@ -51,7 +52,8 @@ def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: P
     except OSError as error:
         raise InputError(f"{place}: could not be written ({error.strerror}); make room or choose another disk") from None
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()
         shutil.rmtree(aside, ignore_errors=True)
     return open_store(place)
 

@@ -96,15 +96,16 @@ def write_text(path: Path, text: str) -> None:
 def move_into_place(aside: Path, place: Path) -> None:
     """Put the finished folder `aside` at `place`, replacing what is there; never leaves half a folder at `place`."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    if place.exists():
-        shutil.rmtree(place)
+    near, old = (place.with_name(f".{place.name}.{word}.{os.getpid()}") for word in ("new", "old"))
     try:
-        aside.rename(place)
-    except OSError:  # another file system: copy next to the place first
-        near = place.with_name(f".{place.name}.{os.getpid()}")
+        aside.rename(near)
+    except OSError:  # another file system
         shutil.copytree(aside, near)
-        near.rename(place)
         shutil.rmtree(aside)
+    if place.exists():
+        place.rename(old)
+    near.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -55,11 +55,18 @@ class Store:
         return self.meta["digest"]
 
     def split(self, name: str) -> Split:
-        """The split `train`, `val` or `test`."""
-        index = np.load(self.path / f"{name}.index.npy")
-        labels = np.load(self.path / f"{name}.labels.npy")
+        """The split `train`, `val` or `test`.
+
+        Raises:
+            InputError: a file of it is missing, unreadable or too short.
+        """
         file = self.path / f"{SPLITS[name]}.u8"
-        pixels = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
+        try:
+            index = np.load(self.path / f"{name}.index.npy")
+            labels = np.load(self.path / f"{name}.labels.npy")
+            pixels = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path}: a broken store ({error}); make it again with `dvc repro`") from None
         if len(index) and (end := int((index[:, 0] + index[:, 1] * index[:, 2] * 3).max())) > len(pixels):
             raise InputError(f"{file}: found {len(pixels)} bytes, expected {end}; make the store again with `dvc repro`")
         return Split(pixels, index, labels)

@@ -85,6 +85,8 @@ def fit(
             progress.train_seconds += time.monotonic() - began
             seen = predict(model, val, recipe.precision) if val is not None else None
             row |= {"val/loss": seen and seen.loss, "val/acc": seen and seen.acc}
+            if seen is not None and not math.isfinite(seen.loss):
+                raise InputError(f"{name}: the validation loss is not finite at epoch {epoch + 1}; lower training.lr")
             row |= dict.fromkeys((f"lr/{group}" for group in group_names(plan)), 0.0)
             row |= {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
             progress.rows.append(row)

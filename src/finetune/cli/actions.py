@@ -31,12 +31,21 @@ def register(params_file: Path, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("data"))
-def sample(folder: Path) -> None:
+@click.option(
+    "--backbone",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also pretrain the sample backbone on the upstream set and write it here; takes some ten minutes.",
+)
+def sample(folder: Path, backbone: Path | None) -> None:
     """Draw the sample edition into FOLDER (default: data)."""
     from finetune import samples
 
     samples.draw(folder)
     click.echo(f"{folder}: the sample edition of five data sets")
+    if backbone is not None:
+        from finetune.pretraining import pretrain
+
+        click.echo(f"{backbone}: {100 * pretrain(backbone):.1f} % top-1 on held-out upstream images")
 
 
 @cli.group()

@@ -57,6 +57,17 @@ DATASET = Dataset(
             train=8_144,
             test=8_041,
         ),
+        # Drawn by finetune.samples.
+        "sample": Edition(
+            {
+                _DEVKIT: "53ffa6b9b6b8456a852d4f959fdf85bd",
+                _TRAIN: "35ca2fd0c004698f204ea22d44095395",
+                _TEST: "7d1eb919f5bf65a5e4a9d52429802d72",
+                _TEST_LABELS: "4fdf01d56d75b0384434860901ed427c",
+            },
+            train=468,
+            test=252,
+        ),
         # A reduced edition of the real images in the official layout, used for this project's committed evidence.
         "reduced": Edition(
             {

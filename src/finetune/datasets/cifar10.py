@@ -40,6 +40,8 @@ DATASET = Dataset(
     archives=(_ARCHIVE,),
     editions={
         "official": Edition({_ARCHIVE: "c58f30108f718f92721af3b95e74349a"}, train=50_000, test=10_000),
+        # Drawn by finetune.samples.
+        "sample": Edition({_ARCHIVE: "edb6398007f4d5f7270d7a692048bfd1"}, train=480, test=250),
         # A reduced edition of the real images in the official layout, used for this project's committed evidence.
         "reduced": Edition({_ARCHIVE: "ef3ae8b05f0d45564372fa1519eb488c"}, train=10_000, test=2_000),
     },

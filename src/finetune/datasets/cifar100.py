@@ -26,6 +26,8 @@ DATASET = Dataset(
     archives=(_ARCHIVE,),
     editions={
         "official": Edition({_ARCHIVE: "eb9058c3a382ffc7106e4002c42a8d85"}, train=50_000, test=10_000),
+        # Drawn by finetune.samples.
+        "sample": Edition({_ARCHIVE: "3888d758a45d501de5d689f943b5a0a2"}, train=480, test=240),
         # A reduced edition of the real images in the official layout, used for this project's committed evidence.
         "reduced": Edition({_ARCHIVE: "ca299e19ab7bb2d82dc87f0e63f50c45"}, train=10_000, test=2_000),
     },

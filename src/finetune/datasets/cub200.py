@@ -38,6 +38,8 @@ DATASET = Dataset(
     archives=(_ARCHIVE,),
     editions={
         "official": Edition({_ARCHIVE: "97eceeb196236b17998738112f37df78"}, train=5_994, test=5_794),
+        # Drawn by finetune.samples.
+        "sample": Edition({_ARCHIVE: "1a0e53e92d6d0cfa36fa4acf5137894e"}, train=480, test=256),
         # A reduced edition of the real images in the official layout, used for this project's committed evidence.
         "reduced": Edition({_ARCHIVE: "b44d5694fafb1922085d8c851029bbac"}, train=1_600, test=800),
     },

@@ -38,6 +38,8 @@ DATASET = Dataset(
     archives=(_ARCHIVE,),
     editions={
         "official": Edition({_ARCHIVE: "85eeb15f3717b99a5da872d97d918f87"}, train=75_750, test=25_250),
+        # Drawn by finetune.samples.
+        "sample": Edition({_ARCHIVE: "e32eec3a4a032a643ca45cf16387ea21"}, train=476, test=252),
         # A reduced edition of the real images in the official layout, used for this project's committed evidence.
         "reduced": Edition({_ARCHIVE: "51c484bff32b69fcaf855e572008bae1"}, train=4_040, test=1_515),
     },

@@ -16,7 +16,7 @@ from finetune.samples.shapes import (
     polygon,
     pose,
     stroke,
-)  # fmt: skip
+)
 
 _BODIES = ("Sedan", "Coupe", "Wagon", "SUV", "Pickup", "Van")
 _MAKES = ("Alva", "Borea", "Corvo")  # spoked wheels; a stripe and plain wheels; a roof rack and ringed wheels

@@ -30,7 +30,7 @@ def _write_cifar100(folder: Path, classes: tuple[str, ...], splits: layouts.Spli
 STAND_INS = {
     "cifar10": StandIn(objects.CLASSES, objects.picture, {"train": 48, "test": 25}, layouts.cifar10),
     "cifar100": StandIn(kinds.CLASSES, kinds.picture, {"train": 12, "test": 6}, _write_cifar100),
-    "cub200": StandIn(birds.CLASSES, birds.picture, {"train": 24, "test": 12}, layouts.cub200),
+    "cub200": StandIn(birds.CLASSES, birds.picture, {"train": 30, "test": 16}, layouts.cub200),
     "cars196": StandIn(cars.CLASSES, cars.picture, {"train": 26, "test": 14}, layouts.cars196),
     "food101": StandIn(foods.CLASSES, foods.picture, {"train": 34, "test": 18}, layouts.food101),
 }

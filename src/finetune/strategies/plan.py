@@ -62,8 +62,8 @@ def audit(model: MobileNetV2, plan: Plan, lr: float, weight_decay: float) -> lis
     """One row per phase and tensor: its group, learning rate, decay, whether it is frozen, what BatchNorm does.
 
     Raises:
-        InputError: coverage is not total: a parameter in no group or in two, a group that is empty or that names
-            something which is no parameter, a BatchNorm layer under two policies, or shares that do not add up to 1.
+        InputError: coverage is not total: a parameter in no group or in two, a group that is empty or at
+            no learning rate, a phase that trains nothing, a BatchNorm layer under two policies, or shares that do not add up to 1.
     """
     if abs(sum(phase.share for phase in plan.phases) - 1) > 1e-9:
         raise InputError(f"plan: the phases' shares are {[p.share for p in plan.phases]}, expected to add up to 1")
@@ -85,7 +85,15 @@ def check_coverage(model: MobileNetV2, groups: Sequence[Group]) -> dict[str, Gro
     """Which group each parameter is in; see `audit` for what is refused."""
     parameters = dict(model.named_parameters())
     owner: dict[str, Group] = {}
+    names = [group.name for group in groups]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"plan: two groups are called '{twice[0]}'; give each a name of its own")
     for group in groups:
+        if not group.frozen and not group.lr_scale > 0:
+            raise InputError(
+                f"plan: group '{group.name}' has lr_scale {group.lr_scale}, expected above 0; freeze it if it shall "
+                "not be trained"
+            )
         if not group.tensors:
             raise InputError(f"plan: group '{group.name}' is empty; give it parameters, or leave the group out")
         for name in group.tensors:
@@ -109,6 +117,8 @@ def check_coverage(model: MobileNetV2, groups: Sequence[Group]) -> dict[str, Gro
                 f"plan: BatchNorm layer {layer} is in the frozen group '{pair[0].name}' but would update its running "
                 "statistics; set the group's batchnorm to eval"
             )
+    if not any(trainable(model, groups).values()):
+        raise InputError("plan: a phase trains nothing; leave the phase out, or unfreeze a group")
     return owner
 
 

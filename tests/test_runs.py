@@ -1,0 +1,203 @@
+"""The run folder and the work area: whole files or none, one trainer at a time, exact reading back."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import runs
+from finetune.errors import InputError
+from finetune.study import Run
+from synthetic_study import write_run
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from finetune import runs
+with runs.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def folder_of(root: Path, **files: str) -> Path:
+    root.mkdir(parents=True)
+    for name, text in files.items():
+        (root / name).write_text(text)
+    return root
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+# Reading
+
+
+def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
+    write_run(tmp_path, Run("toy", "same_lr", 0), "1100", 0.5, key="abc-0")
+    found = runs.read(tmp_path / "runs" / "toy" / "same_lr" / "0")
+    assert found.run["run_key"] == "abc-0"
+    assert found.metrics["val"]["acc"] == 0.5
+    assert [row["epoch"] for row in found.curves] == [1, 2]
+    assert found.curves[1]["lr/all"] == 1e-3
+    assert found.audit == [{"phase": "0", "tensor": "classifier.1.weight"}]
+
+
+@pytest.mark.parametrize("name", runs.FILES)
+def test_a_run_that_lacks_a_file_is_refused_naming_it(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path, Run("toy", "same_lr", 0), "1100")
+    folder = tmp_path / "runs" / "toy" / "same_lr" / "0"
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"{folder / name}: no such file.*dvc repro"):
+        runs.read(folder)
+
+
+def test_json_that_is_damaged_is_refused_naming_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"half": ')
+    with pytest.raises(InputError, match=f"{path}: not valid JSON"):
+        runs.read_json(path)
+
+
+def test_a_missing_value_in_the_curves_is_nan(tmp_path: Path) -> None:
+    runs.write_csv(tmp_path / "curves.csv", [{"epoch": 1, "val/acc": None}])
+    (row,) = runs.read_curves(tmp_path / "curves.csv")
+    assert row["epoch"] == 1
+    assert math.isnan(row["val/acc"])
+
+
+# Writing
+
+
+def test_floats_survive_a_csv_exactly(tmp_path: Path) -> None:
+    values = [0.1 + 0.2, 1 / 3, 1e-300, 12345678.9]
+    runs.write_csv(tmp_path / "curves.csv", [{"x": value} for value in values])
+    assert [row["x"] for row in runs.read_curves(tmp_path / "curves.csv")] == values
+
+
+def test_a_csv_has_the_rows_keys_for_header_and_plain_line_ends(tmp_path: Path) -> None:
+    runs.write_csv(tmp_path / "a.csv", [{"epoch": 1, "lr/all": None}, {"epoch": 2, "lr/all": 0.5}])
+    assert (tmp_path / "a.csv").read_bytes() == b"epoch,lr/all\n1,\n2,0.5\n"
+
+
+def test_writing_makes_folders_and_leaves_nothing_else(tmp_path: Path) -> None:
+    runs.write_json(tmp_path / "new" / "a.json", {"a": 1})
+    runs.write_csv(tmp_path / "new" / "a.csv", [{"a": 1}])
+    assert names_in(tmp_path / "new") == ["a.csv", "a.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"old": 1})
+
+    def full_disk(self: Path, text: str, **kwargs: Any) -> int:
+        with self.open("w") as file:
+            file.write(text[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        runs.write_json(path, {"new": 2})
+    assert runs.read_json(path) == {"old": 1}
+
+
+# Moving into place
+
+
+def test_a_finished_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "place", a="old", gone="old")
+    aside = folder_of(tmp_path / "aside", a="new", b="new")
+    runs.move_into_place(aside, place)
+    assert content(place) == {"a": "new", "b": "new"}
+    assert names_in(tmp_path) == ["place"]
+
+
+def test_the_parents_of_the_place_are_made(tmp_path: Path) -> None:
+    aside = folder_of(tmp_path / "aside", a="new")
+    runs.move_into_place(aside, tmp_path / "runs" / "toy" / "same_lr" / "0")
+    assert content(tmp_path / "runs" / "toy" / "same_lr" / "0") == {"a": "new"}
+
+
+def test_a_folder_moves_in_from_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, aside = folder_of(tmp_path / "place", a="old"), folder_of(tmp_path / "aside", a="new")
+    rename = Path.rename
+
+    def within_a_file_system(self: Path, target: Path) -> Path:
+        if self == aside:
+            raise OSError(18, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", within_a_file_system)
+    runs.move_into_place(aside, place)
+    assert content(place) == {"a": "new"}
+    assert names_in(tmp_path) == ["place"]
+
+
+def test_an_interrupted_move_never_leaves_half_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = folder_of(tmp_path / "place", a="old", b="old")
+    aside = folder_of(tmp_path / "aside", a="new", b="new")
+
+    def killed_midway(folder: Path, *args: Any, **kwargs: Any) -> None:
+        (Path(folder) / "a").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed_midway)
+    with pytest.raises(KeyboardInterrupt):
+        runs.move_into_place(aside, place)
+    assert not place.exists() or content(place) in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
+
+
+# The lock
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Any:
+    """Another process that holds the work area `work`."""
+    source = str(Path(runs.__file__).parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "work")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": source},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_second_process_is_refused(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(InputError, match="another process is training this very run"), runs.locked(tmp_path / "work"):
+        pass
+
+
+def test_the_lock_dies_with_its_process(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    time.sleep(0.05)
+    with runs.locked(tmp_path / "work") as work:
+        assert work.is_dir()
+
+
+def test_another_runs_work_area_is_free(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    with runs.locked(tmp_path / "other") as work:
+        assert work == tmp_path / "other"
+
+
+def test_the_lock_is_let_go_of_at_the_end(tmp_path: Path) -> None:
+    for _ in range(2):
+        with runs.locked(tmp_path / "work"):
+            pass

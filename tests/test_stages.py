@@ -1,0 +1,378 @@
+"""Train and evaluate end to end on the toy: their folders, the work area, and the same bytes when run again."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from finetune import params, runs, stages, study
+from finetune.errors import InputError
+from finetune.study import Layout, Run
+from finetune.training import Listener
+
+RUN = Run("toy", "separate_lr", 1)
+DETERMINISTIC = (runs.RUN, runs.AUDIT, runs.CURVES, runs.METRICS, runs.MODEL)
+HOLD = """
+import sys, time
+from pathlib import Path
+from finetune import runs
+with runs.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+Raw = dict[str, Any]
+
+
+class Killed(Exception):
+    """Stands for a process that ends between two epochs."""
+
+
+def prepared(raw: Mapping[str, Any], layout: Layout, run: Run = RUN) -> stages.Prepared:
+    return stages.resolve(params.parse(raw), layout, run)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, toy_inputs: Path, tiny_content: Mapping[str, Any]) -> Layout:
+    """One run trained and evaluated, its work area under the same root; not to be changed."""
+    root = tmp_path_factory.mktemp("trained")
+    layout = Layout(root, toy_inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(root))
+        stages.train(prepared(tiny_content, layout), layout)
+        stages.evaluate(layout, RUN)
+    return layout
+
+
+@pytest.fixture
+def layout(tmp_path: Path, toy_inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """A root of the test's own, its work area included."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return Layout(tmp_path, toy_inputs)
+
+
+@pytest.fixture
+def used(trained: Layout, layout: Layout) -> Layout:
+    """A root with the trained run's folders in it, to be spoiled."""
+    for folder in ("runs", "evaluations"):
+        shutil.copytree(trained.root / folder, layout.root / folder)
+    return layout
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Training
+
+
+def test_training_writes_the_files_of_a_run_and_nothing_else(trained: Layout) -> None:
+    assert names_in(trained.run(RUN)) == sorted(runs.FILES)
+
+
+def test_the_work_area_is_cleared(trained: Layout) -> None:
+    left = [path for path in (trained.root / ".finetune" / "work").iterdir() if path.suffix != ".lock"]
+    assert left == []
+
+
+def test_run_json_tells_what_the_run_is(trained: Layout) -> None:
+    record = runs.read(trained.run(RUN)).run
+    store = json.loads((trained.store("toy") / "meta.json").read_text())
+    assert [record[key] for key in ("dataset", "strategy", "seed")] == ["toy", "separate_lr", 1]
+    assert record["plan"] == "separate_lr"
+    assert record["run_key"] == f"{record['fingerprint']}-1"
+    assert record["options"] == {}
+    assert record["training"]["device"] == "cpu"
+    assert record["training"]["lr"] == 1e-3
+    assert record["prepare"] == {"short_side": 32, "val_fraction": 0.25, "split_seed": 0}
+    assert record["edition"] == "any"
+    assert record["data_md5"] == store["archives_md5"]
+    assert record["store_digest"] == store["digest"]
+    assert set(record["backbone"]) == {"source", "digest"}
+    assert record["classes"] == ["red", "green", "blue"]
+    assert record["groups"] == ["head", "last", "deep"]
+    assert record["images"] == {"train": 27, "val": 9}
+    assert record["preprocessing"] == {
+        "short_side": 32,
+        "image_size": 32,
+        "crop_pct": 1.0,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+
+
+def test_the_curves_have_a_row_per_epoch(trained: Layout) -> None:
+    rows = runs.read(trained.run(RUN)).curves
+    columns = ["epoch", "train/loss", "train/acc", "val/loss", "val/acc", "lr/head", "lr/last", "lr/deep"]
+    assert [list(row) for row in rows] == [columns] * 2
+    assert [row["lr/last"] for row in rows] == pytest.approx([6e-4, 5.4e-4])  # 0.6 lr, then times 0.9
+
+
+def test_metrics_are_the_kept_epochs(trained: Layout) -> None:
+    folder = runs.read(trained.run(RUN))
+    row = folder.curves[folder.metrics["epoch"] - 1]
+    assert folder.metrics["train"] == {"loss": row["train/loss"], "acc": row["train/acc"]}
+    assert folder.metrics["val"] == {"loss": row["val/loss"], "acc": row["val/acc"]}
+    assert row["val/acc"] == max(r["val/acc"] for r in folder.curves)
+
+
+def test_the_audit_has_a_row_per_tensor(trained: Layout) -> None:
+    audit = runs.read(trained.run(RUN)).audit
+    state = load_file(trained.run(RUN) / runs.MODEL)
+    assert sorted(row["tensor"] for row in audit) == sorted(state)
+    assert {row["group"] for row in audit} == {"head", "last", "deep"}
+
+
+def test_the_model_is_fp32_under_torchvisions_names_and_knows_its_run(trained: Layout) -> None:
+    folder = trained.run(RUN)
+    with safe_open(folder / runs.MODEL, "pt") as file:
+        assert file.metadata() == {"run_key": runs.read(folder).run["run_key"]}
+        assert file.get_tensor("classifier.1.weight").shape == (3, 1280)
+        assert file.get_tensor("features.0.0.weight").dtype == torch.float32
+
+
+def test_cost_counts_the_parameters(trained: Layout) -> None:
+    cost = runs.read(trained.run(RUN)).cost
+    assert cost["total_parameters"] == cost["trainable_parameters"] == 2_223_872 + 1280 * 3 + 3
+    assert cost["seconds_per_epoch"] == pytest.approx(cost["seconds"] / 2, abs=1e-3)
+    assert cost["images_per_second"] > 27 * 2 / cost["seconds"] * 0.99  # validation takes its share of the seconds
+    assert cost["peak_memory_bytes"] > 50e6
+
+
+def test_provenance_tells_when_and_with_what(trained: Layout) -> None:
+    found = runs.read(trained.run(RUN)).provenance
+    assert set(found) == {
+        *("git_commit", "git_dirty", "started", "finished", "machine", "device", "python", "torch", "torchvision"),
+    }
+    assert found["started"] <= found["finished"]
+    assert found["started"].endswith("+00:00")
+    assert found["torch"] == torch.__version__
+
+
+def test_training_and_evaluating_again_gives_the_same_bytes(trained: Layout, layout: Layout, tiny: Raw) -> None:
+    stages.train(prepared(tiny, layout), layout)
+    stages.evaluate(layout, RUN)
+    for name in DETERMINISTIC:
+        assert (layout.run(RUN) / name).read_bytes() == (trained.run(RUN) / name).read_bytes(), name
+    for name in (runs.METRICS, runs.PREDICTIONS):
+        assert (layout.evaluation(RUN) / name).read_bytes() == (trained.evaluation(RUN) / name).read_bytes(), name
+
+
+def test_pretrained_weights_are_used_and_from_scratch_they_are_not(layout: Layout, tiny: Raw) -> None:
+    # At a vanishing rate the kept weights are those that training began with.
+    tiny["training"] |= {"lr": 1e-30, "weight_decay": 0.0, "epochs": 1}
+    backbone = load_file(layout.backbone)["features.0.0.weight"]
+    found = {}
+    for strategy in ("same_lr", "from_scratch"):
+        run = Run("toy", strategy, 1)
+        stages.train(prepared(tiny, layout, run), layout)
+        found[strategy] = load_file(layout.run(run) / runs.MODEL)["features.0.0.weight"]
+    assert torch.equal(found["same_lr"], backbone)
+    assert not torch.equal(found["from_scratch"], backbone)
+
+
+def test_without_validation_the_metrics_have_none(
+    tmp_path: Path, layout: Layout, tiny: Raw, make_toy: Any, toy_archives: Path
+) -> None:
+    from finetune.params import PrepareParams
+    from finetune.prepare import prepare
+
+    settings = PrepareParams(short_side=32, val_fraction=0)
+    inputs = tmp_path / "inputs"
+    prepare(make_toy(train=4), "any", settings, toy_archives, inputs / "prepared" / "toy")
+    shutil.copytree(layout.backbone.parent, inputs / "models")
+    tiny["prepare"]["val_fraction"] = 0
+    tiny["training"] |= {"selection": "last", "epochs": 1}
+    own = Layout(layout.root, inputs)
+    stages.train(prepared(tiny, own), own)
+    folder = runs.read(own.run(RUN))
+    assert set(folder.metrics) == {"epoch", "train"}
+    assert rows_of(own.run(RUN) / runs.CURVES)[0]["val/acc"] == ""
+    assert folder.run["images"] == {"train": 12, "val": 0}
+
+
+# The work area
+
+
+def test_a_run_found_finished_in_the_work_area_is_adopted(layout: Layout, tiny: Raw) -> None:
+    ready = prepared(tiny, layout)
+    finished = study.work_area(ready.key) / "finished"
+    finished.mkdir(parents=True)
+    (finished / runs.METRICS).write_text("made elsewhere")
+    stages.train(ready, layout)
+    assert (layout.run(RUN) / runs.METRICS).read_text() == "made elsewhere"
+    assert not finished.exists()
+
+
+def test_a_half_written_run_in_the_work_area_is_not_adopted(trained: Layout, layout: Layout, tiny: Raw) -> None:
+    ready = prepared(tiny, layout)
+    unfinished = study.work_area(ready.key) / "unfinished"
+    unfinished.mkdir(parents=True)
+    (unfinished / "stray").write_text("left by a killed process")
+    stages.train(ready, layout)
+    assert names_in(layout.run(RUN)) == sorted(runs.FILES)
+
+
+def test_a_killed_training_leaves_no_run(layout: Layout, tiny: Raw) -> None:
+    def stop(row: Any) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        stages.train(prepared(tiny, layout), layout, (Listener(epoch=stop),))
+    assert not layout.run(RUN).exists()
+
+
+def test_a_finished_training_replaces_the_old_run(used: Layout, tiny: Raw) -> None:
+    (used.run(RUN) / "stray").write_text("old")
+    ready = prepared(tiny, used)
+    finished = study.work_area(ready.key) / "finished"
+    finished.mkdir(parents=True)
+    (finished / runs.METRICS).write_text("new")
+    stages.train(ready, used)
+    assert names_in(used.run(RUN)) == [runs.METRICS]
+
+
+def test_a_second_trainer_of_the_same_run_is_refused(layout: Layout, tiny: Raw) -> None:
+    ready = prepared(tiny, layout)
+    source = str(Path(stages.__file__).parents[1])
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(study.work_area(ready.key))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": source},
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        try:
+            with pytest.raises(InputError, match="another process is training this very run"):
+                stages.train(ready, layout)
+        finally:
+            other.kill()
+    assert not layout.run(RUN).exists()
+
+
+def test_an_audit_that_fails_stops_before_anything_is_trained(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.strategies.plan import Group, Phase, Plan
+
+    monkeypatch.setattr(stages, "build_plan", lambda *args: Plan("pretrained", (Phase((Group("low", ()),)),)))
+    monkeypatch.setattr(stages, "fit", lambda *args, **options: pytest.fail("training began"))
+    with pytest.raises(InputError, match="group 'low' is empty"):
+        stages.train(prepared(tiny, layout), layout)
+
+
+# Resolving
+
+
+def test_seeds_share_a_fingerprint_and_have_keys_of_their_own(layout: Layout, tiny: Raw) -> None:
+    first, second = (prepared(tiny, layout, Run("toy", "same_lr", seed)) for seed in (0, 1))
+    assert first.fingerprint == second.fingerprint
+    assert first.key != second.key
+
+
+def test_a_strategys_own_recipe_is_the_runs(layout: Layout, tiny: Raw) -> None:
+    tiny["strategies"]["separate_lr"] = {"deep_scale": 0.1, "training": {"epochs": 7}}
+    ready = prepared(tiny, layout)
+    assert ready.recipe.epochs == 7
+    assert ready.options == {"deep_scale": 0.1}
+
+
+def test_an_option_that_the_plan_does_not_have_is_refused(layout: Layout, tiny: Raw) -> None:
+    tiny["strategies"]["separate_lr"] = {"depth_scale": 0.1}
+    with pytest.raises(InputError, match="no option 'depth_scale'; did you mean 'deep_scale'"):
+        prepared(tiny, layout)
+
+
+def test_a_missing_store_says_how_to_make_it(tmp_path: Path, tiny: Raw) -> None:
+    with pytest.raises(InputError, match="dvc repro -s prepare@toy"):
+        prepared(tiny, Layout(tmp_path))
+
+
+def test_a_missing_backbone_says_how_to_make_it(tmp_path: Path, toy_inputs: Path, tiny: Raw) -> None:
+    shutil.copytree(toy_inputs / "prepared", tmp_path / "prepared")
+    with pytest.raises(InputError, match=r"backbone\.safetensors: no such file; make it with `dvc repro -s backbone`"):
+        prepared(tiny, Layout(tmp_path))
+
+
+def test_cuda_is_refused_where_there_is_none(layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for asked in ({"device": "cuda"}, {}):
+        with pytest.raises(InputError, match="device cuda: PyTorch sees no CUDA device"):
+            tiny["training"] |= asked
+            stages.resolve(params.parse(tiny), layout, RUN, device=None if asked else "cuda")
+
+
+@pytest.mark.parametrize(("there_is_one", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_cuda_where_there_is_one(there_is_one: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_one)
+    assert stages.resolve_device("auto") == expected
+    assert stages.resolve_device("cpu") == "cpu"
+
+
+# Evaluation
+
+
+def test_evaluation_writes_both_files_and_nothing_else(trained: Layout) -> None:
+    assert names_in(trained.evaluation(RUN)) == [runs.METRICS, runs.PREDICTIONS]
+
+
+def test_predictions_are_one_row_per_test_image_in_official_order(trained: Layout) -> None:
+    rows = rows_of(trained.evaluation(RUN) / runs.PREDICTIONS)
+    assert [list(row) for row in rows] == [["index", "label", "prediction", "confidence"]] * 12
+    assert [int(row["index"]) for row in rows] == list(range(12))
+    assert [int(row["label"]) for row in rows] == [0, 1, 2] * 4
+    assert all(1 / 3 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_the_metrics_are_those_of_the_predictions(trained: Layout) -> None:
+    rows = rows_of(trained.evaluation(RUN) / runs.PREDICTIONS)
+    metrics = runs.read_json(trained.evaluation(RUN) / runs.METRICS)
+    assert metrics["run_key"] == runs.read(trained.run(RUN)).run["run_key"]
+    assert set(metrics["test"]) == {"loss", "acc", "acc5", "images"}
+    assert metrics["test"]["images"] == 12
+    assert metrics["test"]["acc"] == sum(row["label"] == row["prediction"] for row in rows) / 12
+
+
+def test_evaluation_needs_no_time_machine_or_cost(used: Layout, trained: Layout) -> None:
+    for name in (runs.PROVENANCE, runs.COST, runs.CURVES, runs.AUDIT, runs.METRICS):
+        (used.run(RUN) / name).unlink()
+    shutil.rmtree(used.evaluation(RUN))
+    stages.evaluate(used, RUN)
+    for name in (runs.METRICS, runs.PREDICTIONS):
+        assert (used.evaluation(RUN) / name).read_bytes() == (trained.evaluation(RUN) / name).read_bytes()
+
+
+def test_evaluating_a_run_that_is_not_there_is_refused(layout: Layout) -> None:
+    with pytest.raises(InputError, match=r"run\.json: no such file"):
+        stages.evaluate(layout, RUN)
+
+
+def test_evaluating_on_another_store_is_refused(used: Layout) -> None:
+    path = used.run(RUN) / runs.RUN
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"store_digest": "another"}))
+    with pytest.raises(
+        InputError, match=r"is not the store that toy/separate_lr/1 was trained on.*dvc repro train@toy-"
+    ):
+        stages.evaluate(used, RUN)
+
+
+def test_evaluating_on_cuda_is_refused_where_there_is_none(used: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device cuda"):
+        stages.evaluate(used, RUN, device="cuda")

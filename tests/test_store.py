@@ -1,0 +1,156 @@
+"""The store's format: what is written is read back, what is damaged is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.errors import InputError
+from finetune.store import Store, Writer, open_store
+
+SHAPES = [(4, 5), (3, 3), (6, 2), (1, 8), (5, 5)]
+
+
+def images() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in SHAPES]
+
+
+def write(place: Path, classes: tuple[str, ...] = ("a", "b"), first: int = 0) -> Store:
+    """Training images 0 (val), 1, 2 (val) and test images 3, 4; labels 0 1 0 1 0 from `first`."""
+    writer = Writer(place)
+    for i, image in enumerate(images()):
+        writer.add("train" if i < 3 else "test", (i + first) % 2, image)
+    writer.finish(np.array([True, False, True]), {"dataset": place.name, "classes": list(classes)})
+    return open_store(place)
+
+
+def test_pixels_and_labels_come_back_exactly_in_the_order_they_came(tmp_path: Path) -> None:
+    store, originals = write(tmp_path / "toy"), images()
+    for name, rows in (("train", [1]), ("val", [0, 2]), ("test", [3, 4])):
+        split = store.split(name)
+        assert len(split) == len(rows)
+        assert split.labels.tolist() == [i % 2 for i in rows]
+        for i, row in enumerate(rows):
+            assert np.array_equal(split.image(i), originals[row])
+
+
+def test_pixels_are_uint8_and_labels_int64(tmp_path: Path) -> None:
+    split = write(tmp_path / "toy").split("train")
+    assert split.image(0).dtype == np.uint8
+    assert split.labels.dtype == np.int64
+
+
+def test_an_image_is_a_copy_that_may_be_written_to(tmp_path: Path) -> None:
+    split = write(tmp_path / "toy").split("train")
+    split.image(0)[:] = 0
+    assert np.array_equal(split.image(0), images()[1])
+
+
+def test_pixels_are_mapped_from_disk(tmp_path: Path) -> None:
+    assert isinstance(write(tmp_path / "toy").split("train").pixels, np.memmap)
+
+
+def test_pixels_are_written_once_whatever_the_split(tmp_path: Path) -> None:
+    write(tmp_path / "toy")
+    sizes = [height * width * 3 for height, width in SHAPES]
+    assert (tmp_path / "toy" / "trainval.u8").stat().st_size == sum(sizes[:3])
+    assert (tmp_path / "toy" / "test.u8").stat().st_size == sum(sizes[3:])
+
+
+def test_meta_has_classes_counts_and_what_the_writer_was_told(tmp_path: Path) -> None:
+    store = write(tmp_path / "toy")
+    assert store.classes == ["a", "b"]
+    assert store.meta["counts"] == {"train": 1, "val": 2, "test": 2}
+    assert store.meta["dataset"] == "toy"
+
+
+def test_the_writer_counts_official_splits(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "toy")
+    for i, image in enumerate(images()):
+        writer.add("train" if i < 3 else "test", i % 2, image)
+    assert writer.counts() == {"train": 3, "test": 2}
+    assert writer.labels().tolist() == [0, 1, 0]
+    writer.close()
+
+
+def test_a_split_without_images_is_empty(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "toy")
+    writer.add("train", 0, images()[0])
+    writer.finish(np.array([False]), {"classes": ["a"]})
+    store = open_store(tmp_path / "toy")
+    assert (len(store.split("train")), len(store.split("val")), len(store.split("test"))) == (1, 0, 0)
+
+
+# Digest
+
+
+def test_the_same_content_has_the_same_digest_wherever_it_lies(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "one"), write(tmp_path / "two")
+    assert first.digest == second.digest
+    assert len(first.digest) == 64
+
+
+def test_other_labels_have_another_digest(tmp_path: Path) -> None:
+    assert write(tmp_path / "one").digest != write(tmp_path / "two", first=1).digest
+
+
+def test_other_class_names_have_another_digest(tmp_path: Path) -> None:
+    assert write(tmp_path / "one").digest != write(tmp_path / "two", classes=("a", "c")).digest
+
+
+def test_another_validation_split_has_another_digest(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "two")
+    for i, image in enumerate(images()):
+        writer.add("train" if i < 3 else "test", i % 2, image)
+    writer.finish(np.array([False, False, True]), {"dataset": "two", "classes": ["a", "b"]})
+    assert open_store(tmp_path / "two").digest != write(tmp_path / "one").digest
+
+
+# What is refused
+
+
+def test_no_store_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no store here; make it with `dvc repro -s prepare@cub200`"):
+        open_store(tmp_path / "cub200")
+
+
+def test_a_half_written_store_is_no_store(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "toy")
+    writer.add("train", 0, images()[0])
+    writer.close()
+    with pytest.raises(InputError, match="no store here"):
+        open_store(tmp_path / "toy")
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "toy")
+    meta = tmp_path / "toy" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 99}))
+    with pytest.raises(InputError, match=r"store format 99, expected 1; make it again"):
+        open_store(tmp_path / "toy")
+
+
+def test_truncated_pixels_are_refused_with_both_sizes(tmp_path: Path) -> None:
+    store = write(tmp_path / "toy")
+    file = tmp_path / "toy" / "test.u8"
+    whole = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match=rf"test\.u8: found {whole - 10} bytes, expected {whole}"):
+        store.split("test")
+
+
+def test_pixels_that_were_emptied_are_refused(tmp_path: Path) -> None:
+    store = write(tmp_path / "toy")
+    (tmp_path / "toy" / "trainval.u8").write_bytes(b"")
+    with pytest.raises(InputError, match=r"trainval\.u8: found 0 bytes"):
+        store.split("train")
+
+
+@pytest.mark.parametrize("name", ["trainval.u8", "train.index.npy", "train.labels.npy"])
+def test_a_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
+    store = write(tmp_path / "toy")
+    (tmp_path / "toy" / name).unlink()
+    with pytest.raises(InputError, match=name):
+        store.split("train")
