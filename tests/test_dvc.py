@@ -1,7 +1,6 @@
 """The stages through the real DVC: what an edit reruns, and what it does not. The tests go on from one another."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -112,7 +111,6 @@ def test_exp_run_sets_a_parameter_and_keeps_the_workspaces_mlflow_runs(checkout:
     output = checkout.dvc("exp", "run", "--temp", "-S", "training.epochs=1", "-S", "study.datasets=[cifar10]")
     assert "Ran experiment" in output
     assert not list((checkout.root / ".dvc" / "tmp" / "exps").glob("**/mlflow.db"))
-
 
 
 def test_a_store_whose_archives_are_missing_names_the_pull(checkout: Checkout) -> None:

@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tracked_study import make_params, move_home, run_record
 
 from finetune import experiment
 from finetune.errors import InputError
 from finetune.study import Run
+from tracked_study import make_params, move_home, run_record
 
 RECORD = run_record(make_params(), Run("toy", "same_lr", 0))
 

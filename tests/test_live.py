@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import Run as TrackedRun
-from tracked_study import epochs, make_params, move_home, run_record
 
 from finetune.experiment import Experiment, open_experiment
 from finetune.live import Live
 from finetune.study import Run
+from tracked_study import epochs, make_params, move_home, run_record
 
 PARAMS = make_params()
 RECORD = run_record(PARAMS, Run("toy", "same_lr", 0))
@@ -127,9 +127,7 @@ def attached(there: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
     return lambda: there.client.get_run(made.info.run_id)
 
 
-def test_under_mlflow_run_the_training_goes_into_its_run(
-    there: Experiment, attached: Callable[[], TrackedRun]
-) -> None:
+def test_under_mlflow_run_the_training_goes_into_its_run(there: Experiment, attached: Callable[[], TrackedRun]) -> None:
     train(RECORD, epochs())
     assert run_of(there, RECORD).info.run_id == attached().info.run_id
     assert attached().info.run_name == "toy/same_lr/0"

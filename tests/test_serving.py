@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tracked_study import CLASSES, as_text, image_file, make_params, write_run
 
 from finetune import batches, images, model, runs, serving
 from finetune.errors import InputError
 from finetune.serving import Classifier
 from finetune.study import Layout, Run
+from tracked_study import CLASSES, as_text, image_file, make_params, write_run
 
 RUN = Run("toy", "same_lr", 0)
 SOURCE = Path(serving.__file__).resolve().parents[1]

@@ -1,24 +1,31 @@
 """The contract of every plan, the four strategies of the study by hand, and what the audit refuses."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torchvision.models import MobileNetV2
 
-from finetune import strategies
+from finetune import params, strategies
 from finetune.errors import InputError
 from finetune.model import BLOCKS, block_of, build
 from finetune.strategies import build_plan, check_options
 from finetune.strategies.plan import Group, Phase, Plan, audit, feature_blocks, tensors_of, trainable
 
 LR, DECAY = 1e-3, 1e-4
-# Each plan as it comes, and the variants that the studies are made of.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in strategies.names()} | {
-    "separate_lr_as_published": ("separate_lr", {"last_scale": 0.4, "decay": False}),
-    "two_tiers": ("separate_lr", {"last_blocks": 0}),
+Variant = tuple[str, dict[str, Any]]  # plan, options
+STUDY: dict[str, Variant] = {  # the seed report's four
+    "same_lr": ("same_lr", {}),
+    "separate_lr": ("separate_lr", {}),
+    "separate_lr_as_published": ("separate_lr", {"last_blocks": 0, "deep_scale": 0.4, "decay": False}),
+    "from_scratch": ("from_scratch", {}),
 }
+_OWN = params.load(Path(__file__).parents[1] / "params.yaml")
+# Whatever there is keeps the contract: each plan as it comes, and each variant in params.yaml.
+VARIANTS: dict[str, Variant] = {name: (name, {}) for name in strategies.names()} | STUDY
+VARIANTS |= {name: (_OWN.plan_for(name), variant.options) for name, variant in _OWN.strategies.items()}
 LAST_FIVE = ("features.14", "features.15", "features.16", "features.17", "features.18")
 
 
@@ -43,7 +50,7 @@ def of_groups(*groups: Group) -> Plan:
 
 def per_block(model: MobileNetV2, variant: str, column: str) -> dict[str, set[Any]]:
     """Block -> what its parameters have in `column` of the audit."""
-    name, options = VARIANTS[variant]
+    name, options = STUDY[variant]
     found: dict[str, set[Any]] = {block: set() for block in BLOCKS}
     for row in audited(model, build_plan(model, name, options)):
         if row["kind"] == "parameter":
@@ -130,16 +137,16 @@ def test_the_last_five_blocks_hold_756_per_mille_of_the_backbone(model: MobileNe
     assert size["last"] / (size["last"] + size["deep"]) == pytest.approx(0.756, abs=5e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", STUDY)
 def test_only_from_scratch_starts_from_random_weights(model: MobileNetV2, variant: str) -> None:
-    name, options = VARIANTS[variant]
+    name, options = STUDY[variant]
     expected = "random" if variant == "from_scratch" else "pretrained"
     assert build_plan(model, name, options).initialisation == expected
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", STUDY)
 def test_all_four_train_every_parameter_and_update_every_statistic(model: MobileNetV2, variant: str) -> None:
-    name, options = VARIANTS[variant]
+    name, options = STUDY[variant]
     for row in audited(model, build_plan(model, name, options)):
         assert row["frozen"] is False
         assert row["batchnorm"] == "train"
@@ -148,6 +155,16 @@ def test_all_four_train_every_parameter_and_update_every_statistic(model: Mobile
 def test_without_last_blocks_the_tier_is_left_out(model: MobileNetV2) -> None:
     (phase,) = build_plan(model, "separate_lr", {"last_blocks": 0}).phases
     assert [group.name for group in phase.groups] == ["head", "deep"]
+
+
+def test_as_published_may_also_be_written_with_a_last_tier_at_04(model: MobileNetV2) -> None:
+    one, other = (
+        audited(model, build_plan(model, "separate_lr", options))
+        for options in (STUDY["separate_lr_as_published"][1], {"last_scale": 0.4, "decay": False})
+    )
+    assert [(row["tensor"], row["lr"], row["weight_decay"]) for row in one] == [
+        (row["tensor"], row["lr"], row["weight_decay"]) for row in other
+    ]
 
 
 def test_other_tiers_may_be_asked_for(model: MobileNetV2) -> None:
@@ -198,7 +215,7 @@ def test_the_seeds_empty_group_is_caught(model: MobileNetV2) -> None:
 def test_without_its_empty_group_the_seeds_code_is_the_variant_as_published(model: MobileNetV2) -> None:
     (phase,) = seed_groups(model).phases
     theirs = audited(model, of_groups(*(group for group in phase.groups if group.tensors)))
-    name, options = VARIANTS["separate_lr_as_published"]
+    name, options = STUDY["separate_lr_as_published"]
     ours = audited(model, build_plan(model, name, options))
     for key in ("tensor", "lr", "weight_decay", "frozen"):
         assert [row[key] for row in theirs] == [row[key] for row in ours]

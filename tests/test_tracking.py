@@ -6,20 +6,18 @@ from pathlib import Path
 import pytest
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities import Run as TrackedRun
-from tracked_study import epochs, make_params, move_home, run_record, write_run, write_study
 
 from finetune import runs, tracking
 from finetune.errors import InputError
 from finetune.experiment import Experiment, open_experiment
 from finetune.live import Live
 from finetune.study import Layout, Run
+from tracked_study import epochs, make_params, move_home, run_record, write_run, write_study
 
 PARAMS = make_params(strategies=("same_lr",))
 RUN = Run("toy", "same_lr", 0)
 RECORD = run_record(PARAMS, RUN)
-NOTHING = dict.fromkeys(
-    ("runs", "fields", "epochs", "metrics", "inputs", "artifacts", "models", "ended", "retired"), 0
-)
+NOTHING = dict.fromkeys(("runs", "fields", "epochs", "metrics", "inputs", "artifacts", "models", "ended", "retired"), 0)
 
 
 @pytest.fixture

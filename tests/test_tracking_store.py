@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tracked_study import move_home
 
 from finetune import tracking_store
 from finetune.errors import InputError
+from tracked_study import move_home
 
 CONNECT = "import pathlib, sys; from finetune.tracking_store import connect; connect(pathlib.Path(sys.argv[1]))"
 

@@ -1,7 +1,6 @@
 """The entry point: settings that must stand before any heavy import, then the command line."""
 
 import os
-import sys
 
 # Two spinning OpenMP threads collapse when one core is busy elsewhere; waiting threads that sleep do not.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -16,4 +15,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,6 +4,7 @@ Order, crop and flip depend on (seed, epoch, index of the image) alone: never on
 device, or how far a run had come before it was interrupted.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches of an evaluation pass; the last may be smaller."""
-        return -(-len(self.split) // self.batch_size)
+        return math.ceil(len(self.split) / self.batch_size)
 
     def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in the store's order, as the network sees it in evaluation."""
@@ -63,7 +64,7 @@ class Batches:
         if augmentation.name == "pad_crop":
             view = pad_crop(image, augmentation.padding, decisions.uniforms[i], self.image_size)
         else:
-            box = random_resized_box(*image.shape[:2], augmentation, decisions.uniforms[i])
+            box = random_resized_box(image.shape[0], image.shape[1], augmentation, decisions.uniforms[i])
             view = resize(_channels_first(image)[:, box.top : box.bottom, box.left : box.right], self.image_size)
         return view.flip(-1) if decisions.flips[i] else view
 

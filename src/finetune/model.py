@@ -68,7 +68,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise
         raise InputError(f"{path}: cannot be read ({_reason(error)}); bring a whole file") from None
     except Exception as error:  # torch.load raises pickle's own errors, some of them bare Exceptions
-        raise InputError(f"{path}: refused by weights_only loading ({type(error).__name__}); save a state dict") from None
+        raise InputError(
+            f"{path}: refused by weights_only loading ({type(error).__name__}); save a state dict"
+        ) from None
     raise InputError(f"{path}: found a {path.suffix or 'nameless'} file, expected .safetensors or .pth")
 
 
@@ -137,8 +139,9 @@ def _reason(error: Exception) -> str:
 def _from_torchvision(name: str) -> Mapping[str, Tensor]:
     known = {f"MobileNet_V2_Weights.{w.name}": w for w in MobileNet_V2_Weights}
     if name not in known:
-        raise InputError(f"params.yaml: backbone.weights: found '{name}', expected torchvision's enum name; "
-                         f"{suggest(name, known)}")
+        raise InputError(
+            f"params.yaml: backbone.weights: found '{name}', expected torchvision's enum name; {suggest(name, known)}"
+        )
     weights = known[name]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     try:

@@ -50,7 +50,9 @@ def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: P
         writer.finish(validation, meta)
         move_into_place(aside, place)
     except OSError as error:
-        raise InputError(f"{place}: could not be written ({error.strerror}); make room or choose another disk") from None
+        raise InputError(
+            f"{place}: could not be written ({error.strerror}); make room or choose another disk"
+        ) from None
     finally:
         if writer is not None:
             writer.close()
@@ -115,8 +117,9 @@ def _edition(dataset: Dataset, edition: str) -> Edition | None:
 def _check_counts(dataset: Dataset, edition: str, writer: Writer) -> None:
     found, expected = writer.counts(), _edition(dataset, edition)
     if not found["train"] or not found["test"]:
-        raise InputError(f"{dataset.name}: found {found['train']} training and {found['test']} test images; "
-                         "expected some of both")
+        raise InputError(
+            f"{dataset.name}: found {found['train']} training and {found['test']} test images; expected some of both"
+        )
     if expected and found != {"train": expected.train, "test": expected.test}:
         raise InputError(
             f"{dataset.name}: found {found['train']} training and {found['test']} test images, expected "

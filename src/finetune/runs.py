@@ -48,10 +48,13 @@ def read(folder: Path) -> RunFolder:
     with (folder / AUDIT).open(newline="") as file:
         audit = list(csv.DictReader(file))
     return RunFolder(
-        folder,
-        *(read_json(folder / name) for name in (RUN, METRICS, COST, PROVENANCE)),
-        read_curves(folder / CURVES),
-        audit,
+        path=folder,
+        run=read_json(folder / RUN),
+        metrics=read_json(folder / METRICS),
+        cost=read_json(folder / COST),
+        provenance=read_json(folder / PROVENANCE),
+        curves=read_curves(folder / CURVES),
+        audit=audit,
     )
 
 

@@ -129,9 +129,7 @@ def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...]
     runs.write_json(folder / runs.RUN, run_record(prepared))
     runs.write_csv(folder / runs.CURVES, result.rows)
     runs.write_json(folder / runs.METRICS, _metrics(result))
-    save_file(
-        {k: v.contiguous() for k, v in result.kept_state.items()}, folder / runs.MODEL, {"run_key": prepared.key}
-    )
+    save_file({k: v.contiguous() for k, v in result.kept_state.items()}, folder / runs.MODEL, {"run_key": prepared.key})
     runs.write_json(folder / runs.COST, _cost(model, rows, result, recipe, len(train_batches.split)))
     runs.write_json(folder / runs.PROVENANCE, provenance | {"finished": _now()})
     folder.rename(work / "finished")

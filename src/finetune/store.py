@@ -68,7 +68,9 @@ class Store:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: a broken store ({error}); make it again with `dvc repro`") from None
         if len(index) and (end := int((index[:, 0] + index[:, 1] * index[:, 2] * 3).max())) > len(pixels):
-            raise InputError(f"{file}: found {len(pixels)} bytes, expected {end}; make the store again with `dvc repro`")
+            raise InputError(
+                f"{file}: found {len(pixels)} bytes, expected {end}; make the store again with `dvc repro`"
+            )
         return Split(pixels, index, labels)
 
 
@@ -123,7 +125,8 @@ class Writer:
             meta: what to record beside counts, format and digest.
         """
         self.close()
-        chosen = {"train": ("trainval", ~validation), "val": ("trainval", validation), "test": ("test", slice(None))}
+        everything = np.ones(len(self._labels["test"]), bool)
+        chosen = {"train": ("trainval", ~validation), "val": ("trainval", validation), "test": ("test", everything)}
         counts = {}
         for split, (name, rows) in chosen.items():
             np.save(self.aside / f"{split}.index.npy", np.array(self._rows[name], np.int64).reshape(-1, 3)[rows])

@@ -37,11 +37,14 @@ def runs(params: Params) -> tuple[Run, ...]:
 def check_run(params: Params, dataset: str, strategy: str) -> None:
     """Raise InputError unless both names have an entry in params.yaml."""
     if dataset not in params.datasets:
-        raise InputError(f"data set '{dataset}' has no entry under datasets in params.yaml; "
-                         f"{suggest(dataset, params.datasets)}")
+        raise InputError(
+            f"data set '{dataset}' has no entry under datasets in params.yaml; {suggest(dataset, params.datasets)}"
+        )
     if strategy not in params.strategies:
-        raise InputError(f"strategy '{strategy}' has no entry under strategies in params.yaml; "
-                         f"{suggest(strategy, params.strategies)}")
+        raise InputError(
+            f"strategy '{strategy}' has no entry under strategies in params.yaml; "
+            f"{suggest(strategy, params.strategies)}"
+        )
 
 
 @dataclass(frozen=True)

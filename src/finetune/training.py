@@ -81,10 +81,12 @@ def fit(
             optimizer.load_state_dict(saved_optimizer)
         for epoch in range(progress.epoch, end):
             began = time.monotonic()
-            row = {"epoch": epoch + 1} | train_epoch(model, phase, optimizer, recipe, train, seed, epoch, name, listeners)
+            row = {"epoch": epoch + 1} | train_epoch(
+                model, phase, optimizer, recipe, train, seed, epoch, name, listeners
+            )
             progress.train_seconds += time.monotonic() - began
             seen = predict(model, val, recipe.precision) if val is not None else None
-            row |= {"val/loss": seen and seen.loss, "val/acc": seen and seen.acc}
+            row |= {"val/loss": seen.loss if seen else None, "val/acc": seen.acc if seen else None}
             if seen is not None and not math.isfinite(seen.loss):
                 raise InputError(f"{name}: the validation loss is not finite at epoch {epoch + 1}; lower training.lr")
             row |= dict.fromkeys((f"lr/{group}" for group in group_names(plan)), 0.0)
@@ -209,7 +211,8 @@ def _check_finite(losses: list[Tensor], name: str, epoch: int) -> None:
     if not math.isfinite(float(losses[-1])):
         first = next(i for i, loss in enumerate(losses) if not math.isfinite(float(loss)))
         raise InputError(
-            f"{name}: the loss is not finite at epoch {epoch + 1}, step {first + 1}; lower training.lr or look at the data"
+            f"{name}: the loss is not finite at epoch {epoch + 1}, step {first + 1}; "
+            "lower training.lr or look at the data"
         )
 
 

@@ -117,7 +117,8 @@ def _dvc(*words: str, cwd: Path) -> int:
         raise InputError("dvc is not installed here; `make setup` installs it")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # the stages' `python` is this one
     sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=cwd, env={**os.environ, "PATH": path}).returncode
+    command = [sys.executable, "-m", "dvc", *words]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, "PATH": path}, check=False).returncode
 
 
 def _lock_state(root: Path) -> bytes:

@@ -70,8 +70,6 @@ def show(params_file: Path, overrides: tuple[str, ...]) -> None:
         click.echo(f"  {run.name:50} {state}")
 
 
-
-
 @study.command("run")
 @reads_params
 def run_study(params_file: Path, overrides: tuple[str, ...]) -> None:
@@ -105,7 +103,7 @@ def run(
     stages.resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
     one = studies.Run(dataset, strategy, seed)
     layout, place = workflow.run_alone(
-        params, one, lambda p, l, r: train_run(p, l, stages.resolve(p, l, r, device), "auto")
+        params, one, lambda ps, where, one: train_run(ps, where, stages.resolve(ps, where, one, device), "auto")
     )
     test = runs.read_json(layout.evaluation(one) / runs.METRICS)["test"]
     click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")

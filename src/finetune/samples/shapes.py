@@ -27,7 +27,7 @@ def polygon(tone: int, *points: tuple[float, float]) -> Part:
     return Part(np.array(points, float), tone)
 
 
-def ellipse(tone: int, x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Part:  # noqa: PLR0917
+def ellipse(tone: int, x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Part:
     """An ellipse about (x, y) with half-axes rx and ry, turned by `turn` radians."""
     points = _CIRCLE * (rx, ry)
     return Part(points @ rotation(turn) + (x, y), tone)

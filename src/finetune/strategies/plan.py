@@ -62,8 +62,9 @@ def audit(model: MobileNetV2, plan: Plan, lr: float, weight_decay: float) -> lis
     """One row per phase and tensor: its group, learning rate, decay, whether it is frozen, what BatchNorm does.
 
     Raises:
-        InputError: coverage is not total: a parameter in no group or in two, a group that is empty or at
-            no learning rate, a phase that trains nothing, a BatchNorm layer under two policies, or shares that do not add up to 1.
+        InputError: coverage is not total: a parameter in no group or in two, a group that is empty or at no
+            learning rate, a phase that trains nothing, a BatchNorm layer under two policies, or shares that do not add
+            up to 1.
     """
     if abs(sum(phase.share for phase in plan.phases) - 1) > 1e-9:
         raise InputError(f"plan: the phases' shares are {[p.share for p in plan.phases]}, expected to add up to 1")
@@ -73,7 +74,9 @@ def audit(model: MobileNetV2, plan: Plan, lr: float, weight_decay: float) -> lis
         moving = {name for names in trainable(model, phase.groups).values() for name in names}
         for name, parameter in model.named_parameters():
             row = _row(number, name, parameter, owner[name])
-            lr_here, decay = (lr * owner[name].lr_scale, weight_decay * owner[name].decay) if name in moving else (0.0, 0.0)
+            lr_here, decay = (
+                (lr * owner[name].lr_scale, weight_decay * owner[name].decay) if name in moving else (0.0, 0.0)
+            )
             rows.append(row | {"kind": "parameter", "lr": lr_here, "weight_decay": decay, "frozen": name not in moving})
         for name, buffer in model.named_buffers():
             group = owner[f"{name.rpartition('.')[0]}.weight"]

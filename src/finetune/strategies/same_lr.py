@@ -2,8 +2,8 @@
 
 from torchvision.models import MobileNetV2
 
-from finetune.strategies.plan import Group, Phase, Plan, tensors_of
 from finetune.model import BLOCKS
+from finetune.strategies.plan import Group, Phase, Plan, tensors_of
 
 
 def plan(model: MobileNetV2) -> Plan:
