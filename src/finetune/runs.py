@@ -100,15 +100,16 @@ def move_into_place(aside: Path, place: Path) -> None:
     """Put the finished folder `aside` at `place`, replacing what is there; never leaves half a folder at `place`."""
     place.parent.mkdir(parents=True, exist_ok=True)
     near, old = (place.with_name(f".{place.name}.{word}.{os.getpid()}") for word in ("new", "old"))
-    try:
-        aside.rename(near)
-    except OSError:  # another file system
-        shutil.copytree(aside, near)
-        shutil.rmtree(aside)
     if place.exists():
         place.rename(old)
-    near.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        aside.rename(place)
+    except OSError:  # another file system; `aside` stays whole until the copy is in place
+        shutil.copytree(aside, near)
+        near.rename(place)
+        shutil.rmtree(aside)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 @contextmanager
