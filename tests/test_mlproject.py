@@ -1,0 +1,51 @@
+"""The entry point `train` of MLproject through the real `mlflow run`."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dvc_checkout import Checkout
+
+pytestmark = pytest.mark.dvc
+
+TRAIN = ("-m", "mlflow", "run", ".", "-e", "train", "--env-manager", "local", "-P", "dataset=cifar10")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which nothing is prepared yet."""
+    return Checkout(tmp_path_factory.mktemp("mlproject"), datasets=("cifar10",))
+
+
+def test_mlflow_run_gives_the_numbers_of_the_dvc_stage_bit_for_bit(checkout: Checkout) -> None:
+    checkout.run(sys.executable, *TRAIN, "-P", "strategy=slow", "--experiment-name", "trial")
+    assert not (checkout.root / "runs").exists()
+    (own,) = (checkout.root / ".finetune" / "runs").glob("*/runs/cifar10/slow/0")
+    checkout.dvc("repro", "evaluate@cifar10-slow-0")
+    stage = checkout.root / "runs" / "cifar10" / "slow" / "0"
+    for name in ("run.json", "audit.csv", "curves.csv", "metrics.json", "model.safetensors"):
+        assert (own / name).read_bytes() == (stage / name).read_bytes(), name
+    evaluation = Path("evaluations", "cifar10", "slow", "0", "metrics.json")
+    assert (own.parents[3] / evaluation).read_bytes() == (checkout.root / evaluation).read_bytes()
+
+
+def test_its_overrides_reach_the_training(checkout: Checkout) -> None:
+    overrides = "set=training.lr=2e-3 training.epochs=1"
+    checkout.run(sys.executable, *TRAIN, "-P", "strategy=same_lr", "-P", overrides)
+    (own,) = (checkout.root / ".finetune" / "runs").glob("*/runs/cifar10/same_lr/0")
+    training = json.loads((own / "run.json").read_text())["training"]
+    assert (training["lr"], training["epochs"]) == (0.002, 1)
+
+
+def test_a_device_that_is_not_there_is_one_sentence(checkout: Checkout) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    output = checkout.run(
+        sys.executable, *TRAIN, "-P", "strategy=same_lr", "-P", "device=cuda", "-P", "seed=5", check=False
+    )
+    assert "device cuda: PyTorch sees no CUDA device" in output
+    assert not list((checkout.root / ".finetune" / "runs").glob("*/runs/cifar10/same_lr/5"))
