@@ -2,13 +2,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked_study import image_file, make_params, move_home, write_run, write_study
 
 from finetune import registry, runs, tracking
 from finetune.errors import InputError
 from finetune.serving import Classifier
 from finetune.study import Layout, Run
 from finetune.tracking_store import connect
+from tracked_study import image_file, make_params, move_home, write_run, write_study
 
 PARAMS = make_params()  # same_lr and from_scratch, seed 0
 FIRST, SECOND = Run("toy", "same_lr", 0), Run("toy", "from_scratch", 0)
@@ -81,7 +81,7 @@ def test_another_winner_takes_the_alias_and_the_first_gets_it_back_without_a_new
 
 
 def test_without_a_winner_there_is_nothing_to_register(tracked: Layout) -> None:
-    with pytest.raises(InputError, match="no winner to register for toy: .* no validation split"):
+    with pytest.raises(InputError, match=r"no winner to register for toy: .* no validation split"):
         registry.register(comparison(None), tracked, PARAMS, silent)
 
 
@@ -92,7 +92,7 @@ def test_a_winner_that_is_not_tracked_says_what_to_do(layout: Layout) -> None:
 
 def test_an_outdated_comparison_is_refused(tracked: Layout) -> None:
     write_run(tracked.root, PARAMS, FIRST, key="retrained")
-    with pytest.raises(InputError, match="its winner toy/same_lr/0 is run key-same_lr-0, but .* holds retrained"):
+    with pytest.raises(InputError, match=r"its winner toy/same_lr/0 is run key-same_lr-0, but .* holds retrained"):
         registry.register(comparison(FIRST), tracked, PARAMS, silent)
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_alias_lists_what_is_registered(tracked: Layout) -> None:
 
 
 def test_an_empty_registry_says_so(layout: Layout) -> None:
-    with pytest.raises(InputError, match="cub200-classifier@champion: .*registered: nothing;"):
+    with pytest.raises(InputError, match=r"cub200-classifier@champion: .*registered: nothing;"):
         registry.champion("cub200")
 
 

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tracked_study import epochs, image_file, make_params, move_home, run_record, write_run, write_study
 
 from finetune import registry, tracking
 from finetune.experiment import open_experiment
 from finetune.live import Live
 from finetune.serving import Classifier
 from finetune.study import Layout, Run
+from tracked_study import epochs, image_file, make_params, move_home, run_record, write_run, write_study
 
 PARAMS = make_params()  # same_lr and from_scratch, seed 0
 FIRST = Run("toy", "same_lr", 0)
