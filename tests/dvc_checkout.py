@@ -63,6 +63,7 @@ class Checkout:
         self.git("init", "-q")
         self.dvc("init", "-q")
         self.dvc("config", "core.analytics", "false")
+        shutil.copytree(ROOT / ".dvc" / "plots", root / ".dvc" / "plots")
         self.commit()
 
     def params(self) -> dict[str, Any]:

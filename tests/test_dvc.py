@@ -48,7 +48,9 @@ def test_params_diff_names_the_edit(checkout: Checkout) -> None:
 def test_plots_show_draws_every_run(checkout: Checkout) -> None:
     checkout.dvc("plots", "show", "-o", "drawn")
     page = (checkout.root / "drawn" / "index.html").read_text()
-    assert all(f"{d}/{s}/0" in page for d in ("cifar10", "cub200") for s in ("same_lr", "slow", "from_scratch"))
+    for dataset in ("cifar10", "cub200"):
+        for strategy in ("same_lr", "slow", "from_scratch"):
+            assert f'"dataset": "{dataset}", "strategy": "{strategy}", "seed": "0"' in page
 
 
 def test_editing_a_strategys_options_reruns_its_own_runs(checkout: Checkout) -> None:
