@@ -64,6 +64,9 @@ class Checkout:
         self.dvc("init", "-q")
         self.dvc("config", "core.analytics", "false")
         shutil.copytree(ROOT / ".dvc" / "plots", root / ".dvc" / "plots")
+        outs = [{"path": f"data/{dataset}"} for dataset in datasets]
+        (root / "data.dvc").write_text(yaml.safe_dump({"outs": outs}))
+        self.dvc("commit", "-q", "-f", "data.dvc")
         self.commit()
 
     def params(self) -> dict[str, Any]:
