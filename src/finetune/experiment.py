@@ -22,13 +22,19 @@ _DATABASES = ("sqlite", "mysql", "postgresql", "mssql")
 _DEFAULT_EXPERIMENT = "0"  # where `mlflow run` puts runs when no experiment is named
 _INVENTED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # as MLflow names a run that nobody named
 # What the UI shows under the comparison's address: it reads such a state from the experiment's tags. Without it, the
-# charts show the first ten runs only.
+# charts show the first ten runs only, and the curves last.
 _VIEW = "study"
+_SECTIONS = ("val", "train", "test", "lr", "best", "best/val", "cost")  # prefixes of metrics, in the charts' order
 _VIEW_STATE = {
     "searchFilter": "tags.current = 'true'",
-    "orderByKey": "attributes.start_time",
-    "orderByAsc": False,
+    "orderByKey": "tags.`mlflow.runName`",
+    "orderByAsc": True,
     "runsHiddenMode": "SHOW_ALL",
+    "compareRunCharts": [],  # the UI adds a chart per metric to the section of its prefix
+    "compareRunSections": [
+        {"uuid": f"study-{name}", "name": name, "display": True, "isReordered": False} for name in _SECTIONS
+    ],
+    "isAccordionReordered": True,  # or the UI sorts the sections by name
 }
 
 
