@@ -163,7 +163,7 @@ def _matlab(content: Mapping[str, np.ndarray]) -> bytes:
     from scipy.io import savemat
 
     file = io.BytesIO()
-    savemat(file, dict(content), do_compression=True)  # type: ignore[arg-type]  # an open file is fine
+    savemat(file, dict(content), do_compression=True)
     return b"MATLAB 5.0 MAT-file, drawn by finetune".ljust(116) + file.getvalue()[116:]
 
 
