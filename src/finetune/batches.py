@@ -1,11 +1,12 @@
 """Store -> seeded, augmented, normalised batches on the device.
 
-Order, crop and flip depend on (seed, epoch, index of the image) alone: never on the batch size's history, the
-device, or how far a run had come before it was interrupted.
+`Batches` makes the views one by one on the CPU; `DeviceBatches` makes them all at once on the device. Both see the
+same crops of the same images in the same order, which depend on (seed, epoch, index of the image) alone.
 """
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from finetune.augmentation import Crops, draw
 from finetune.params import AugmentationParams
+from finetune.resampling import Axis, Views, crop_axes, evaluation_axes, send
 from finetune.store import Split
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of pixels in [0, 1]: what the pretrained weights expect
 STD = (0.229, 0.224, 0.225)
 
-_TRIES = 10  # of random_resized_crop, as torchvision's
+_AHEAD = 3  # batches that are gathered while the device works
 
 
 @dataclass(frozen=True)
@@ -37,99 +40,85 @@ class Batches:
         """Batches of an evaluation pass; the last may be smaller."""
         return math.ceil(len(self.split) / self.batch_size)
 
-    def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in the store's order, as the network sees it in evaluation."""
-        for start in range(0, len(self.split), self.batch_size):
-            rows = range(start, min(start + self.batch_size, len(self.split)))
-            views = [evaluation_view(self.split.image(i), self.image_size, self.crop_pct) for i in rows]
-            yield self._collate(views, rows)
-
     def training_steps(self) -> int:
         """Steps per epoch: a last batch of a single image, which BatchNorm cannot train on, is left out."""
         return len(self) - (len(self.split) % self.batch_size == 1 and len(self) > 1)
 
+    def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in the store's order, as the network sees it in evaluation."""
+        yield from self._pass(np.arange(len(self.split)), None, len(self))
+
     def training(self, augmentation: AugmentationParams, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, shuffled and augmented for (seed, epoch)."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self.split))
-        decisions = Decisions.draw(augmentation, len(self.split), seed, epoch)
-        for step in range(self.training_steps()):
+        crops = draw(augmentation, self.split.index[:, 1:], seed, epoch)
+        yield from self._pass(order, crops, self.training_steps())
+
+    def _pass(self, order: np.ndarray, crops: Crops | None, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            views = [self._training_view(int(i), augmentation, decisions) for i in rows]
-            yield self._collate(views, rows)
+            images = torch.stack([self._view(int(i), crops) for i in rows]).to(self.device, non_blocking=True)
+            labels = torch.from_numpy(self.split.labels[rows]).to(self.device, non_blocking=True)
+            yield normalise(images).contiguous(memory_format=self.memory_format), labels
 
-    def _training_view(self, i: int, augmentation: AugmentationParams, decisions: "Decisions") -> Tensor:
+    def _view(self, i: int, crops: Crops | None) -> Tensor:
         image = self.split.image(i)
-        if augmentation.name == "none":
+        if crops is None:
             return evaluation_view(image, self.image_size, self.crop_pct)
-        if augmentation.name == "pad_crop":
-            view = pad_crop(image, augmentation.padding, decisions.uniforms[i], self.image_size)
+        view = resize(cut(_channels_first(image), crops.boxes[i]), self.image_size)
+        return view.flip(-1) if crops.flips[i] else view
+
+
+@dataclass(frozen=True)
+class DeviceBatches(Batches):
+    """Batches whose views are made on the device, from pixels that are resident there or streamed to it."""
+
+    resident: Tensor | None  # uint8, flat, the split's whole pixel file on the device; None: stream it
+    exact: bool  # resample in float32 rather than float16
+
+    def _pass(self, order: np.ndarray, crops: Crops | None, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        bounds = [(s * self.batch_size, min((s + 1) * self.batch_size, len(order))) for s in range(steps)]
+        labels = send(self.split.labels[order], self.device)
+        if self.resident is None:
+            sources = self._streamed(order, crops, bounds)
         else:
-            box = random_resized_box(image.shape[0], image.shape[1], augmentation, decisions.uniforms[i])
-            view = resize(_channels_first(image)[:, box.top : box.bottom, box.left : box.right], self.image_size)
-        return view.flip(-1) if decisions.flips[i] else view
+            views = self._views(self.split.index[order], order, crops)
+            resident = self.resident
+            sources = ((resident, views, slice(*bound)) for bound in bounds)
+        for (begin, end), (pixels, views, rows) in zip(bounds, sources, strict=True):
+            images = views.resample(pixels, rows, self.image_size, self.exact)
+            yield normalise(images).contiguous(memory_format=self.memory_format), labels[begin:end]
 
-    def _collate(self, views: list[Tensor], rows: range | np.ndarray) -> tuple[Tensor, Tensor]:
-        images = torch.stack(views).to(self.device, non_blocking=True)
-        labels = torch.from_numpy(self.split.labels[np.asarray(rows)]).to(self.device, non_blocking=True)
-        return normalise(images).contiguous(memory_format=self.memory_format), labels
+    def _streamed(
+        self, order: np.ndarray, crops: Crops | None, bounds: list[tuple[int, int]]
+    ) -> Iterator[tuple[Tensor, Views, slice]]:
+        """Each batch's pixels on the device; a thread gathers the next ones in pinned memory meanwhile."""
 
+        def gather(bound: tuple[int, int]) -> tuple[Tensor, np.ndarray, np.ndarray]:
+            rows = order[slice(*bound)]
+            flat = np.concatenate([self.split.image(int(i)).reshape(-1) for i in rows])
+            index = self.split.index[rows].copy()
+            index[:, 0] = np.cumsum(index[:, 1] * index[:, 2] * 3) - index[:, 1] * index[:, 2] * 3
+            return (
+                torch.from_numpy(flat).pin_memory() if self.device.type == "cuda" else torch.from_numpy(flat),
+                index,
+                rows,
+            )
 
-@dataclass(frozen=True)
-class Decisions:
-    """The random numbers of one epoch, drawn at once: image i's are row i, whatever the order."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting = [pool.submit(gather, bound) for bound in bounds[:_AHEAD]]
+            for step in range(len(bounds)):
+                flat, index, rows = waiting.pop(0).result()
+                if step + _AHEAD < len(bounds):
+                    waiting.append(pool.submit(gather, bounds[step + _AHEAD]))
+                yield flat.to(self.device, non_blocking=True), self._views(index, rows, crops), slice(0, len(rows))
 
-    uniforms: np.ndarray  # float64 in [0, 1), images x (4 x tries)
-    flips: np.ndarray  # bool, images
-
-    @staticmethod
-    def draw(augmentation: AugmentationParams, images: int, seed: int, epoch: int) -> "Decisions":
-        generator = np.random.default_rng((seed, epoch, 1))
-        flips = generator.random(images) < 0.5
-        columns = {"random_resized_crop": 4 * _TRIES, "pad_crop": 2, "none": 0}[augmentation.name]
-        return Decisions(generator.random((images, columns)), flips & augmentation.flip)
-
-
-@dataclass(frozen=True)
-class Box:
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-
-def random_resized_box(height: int, width: int, augmentation: AugmentationParams, uniforms: np.ndarray) -> Box:
-    """The crop of torchvision's RandomResizedCrop (Szegedy et al. 2015, arXiv 1409.4842) from given random numbers.
-
-    Args:
-        uniforms: in [0, 1), 4 a try: area, aspect, top, left.
-    """
-    low, high = np.log(augmentation.ratio)
-    for area, aspect, top, left in uniforms.reshape(_TRIES, 4):
-        target = height * width * (augmentation.scale[0] + area * (augmentation.scale[1] - augmentation.scale[0]))
-        ratio = np.exp(low + aspect * (high - low))
-        w, h = round(np.sqrt(target * ratio)), round(np.sqrt(target / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            t, x = int(top * (height - h + 1)), int(left * (width - w + 1))
-            return Box(t, x, t + h, x + w)
-    # No box fitted: the largest central one within the ratio's limits.
-    w, h = width, height
-    if width / height < augmentation.ratio[0]:
-        h = round(w / augmentation.ratio[0])
-    elif width / height > augmentation.ratio[1]:
-        w = round(h * augmentation.ratio[1])
-    t, x = (height - h) // 2, (width - w) // 2
-    return Box(t, x, t + h, x + w)
-
-
-def pad_crop(image: np.ndarray, padding: int, uniforms: np.ndarray, image_size: int) -> Tensor:
-    """Black border, random crop of the image's own size, then resized: CIFAR's customary augmentation.
-
-    An image that is not square is cut to its central square first.
-    """
-    square = _central_square(_channels_first(image))
-    side = square.shape[-1]
-    top, left = (int(u * (2 * padding + 1)) for u in uniforms[:2])
-    return resize(pad(square, (padding,) * 4)[:, top : top + side, left : left + side], image_size)
+    def _views(self, index: np.ndarray, images: np.ndarray, crops: Crops | None) -> Views:
+        axes: tuple[Axis, Axis]
+        if crops is None:
+            axes = evaluation_axes(index[:, 1:], self.image_size, round(self.image_size / self.crop_pct))
+            return Views(index, axes, None, self.device)
+        return Views(index, crop_axes(crops.boxes[images], self.image_size), crops.flips[images], self.device)
 
 
 def evaluation_view(image: np.ndarray, image_size: int, crop_pct: float) -> Tensor:
@@ -149,6 +138,15 @@ def evaluation_view(image: np.ndarray, image_size: int, crop_pct: float) -> Tens
     return chw[:, top : top + image_size, left : left + image_size]
 
 
+def cut(chw: Tensor, box: np.ndarray) -> Tensor:
+    """The part of an image (3 x height x width) in a box: top, left, bottom, right; black outside the image."""
+    height, width = chw.shape[1:]
+    top, left, bottom, right = (int(side) for side in box)
+    border = max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0)
+    inside = chw[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
+    return pad(inside, border) if any(border) else inside
+
+
 def resize(chw: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Antialiased bilinear resize of a uint8 image, 3 x height x width."""
     size = (size, size) if isinstance(size, int) else size
@@ -158,7 +156,7 @@ def resize(chw: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 N x 3 x S x S -> float32 with ImageNet's mean and standard deviation."""
+    """N x 3 x S x S of 0 to 255, of any type -> float32 with ImageNet's mean and standard deviation."""
     mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * 255
     return images.float().sub_(mean).div_(std)
@@ -167,9 +165,3 @@ def normalise(images: Tensor) -> Tensor:
 def _channels_first(image: np.ndarray) -> Tensor:
     # A view, strided as channels_last: torch's fast uint8 resize takes that layout as it is.
     return torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)
-
-
-def _central_square(chw: Tensor) -> Tensor:
-    side = min(chw.shape[1:])
-    top, left = ((length - side) // 2 for length in chw.shape[1:])
-    return chw[:, top : top + side, left : left + side]

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from finetune.batches import Batches
+from finetune.device import autocast
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,15 @@ def predict(model: nn.Module, batches: Batches, precision: str) -> Predictions:
     """Run `model` in evaluation mode over every image of `batches`; its mode is put back afterwards."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()
-    columns: list[list[np.ndarray]] = [[] for _ in range(5)]
+    columns: list[list[Tensor]] = [[] for _ in range(5)]
     for images, labels in batches.evaluation():
         with autocast(batches.device, precision):
-            logits = model(images).float()
+            logits = model.forward(images).float()
         probabilities, order = logits.softmax(1).topk(min(5, logits.shape[1]))
         losses = cross_entropy(logits, labels, reduction="none")
         hits = (order == labels[:, None]).any(1)
         for column, values in zip(columns, (labels, order[:, 0], probabilities[:, 0], hits, losses), strict=True):
-            column.append(values.cpu().numpy())
+            column.append(values)
     for module, mode in was_training.items():
         module.training = mode
-    return Predictions(*(np.concatenate(column) for column in columns))
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a forward pass runs at `fp32` or `bf16`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return Predictions(*(torch.cat(column).cpu().numpy() for column in columns))

@@ -12,7 +12,8 @@ from finetune.errors import InputError, suggest
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: the text "5" is no number. YAML has lists where we have tuples, so those alone are converted.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class StudyParams(_Section):
@@ -20,9 +21,9 @@ class StudyParams(_Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     edition: str = "official"  # whose archives `prepare` accepts: sample | reduced | official | any
-    datasets: tuple[str, ...] = Field(min_length=1)
-    strategies: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    datasets: tuple[str, ...] = Field(min_length=1, strict=False)
+    strategies: tuple[str, ...] = Field(min_length=1, strict=False)
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1, strict=False)
     baseline: str  # the strategy that the others are compared with
 
     @model_validator(mode="after")
@@ -62,8 +63,8 @@ class AugmentationParams(_Section):
     """What a training image goes through."""
 
     name: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
-    scale: tuple[float, float] = (0.08, 1.0)  # random_resized_crop: share of the image's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_resized_crop: width : height
+    scale: tuple[float, float] = Field((0.08, 1.0), strict=False)  # random_resized_crop: share of the image's area
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), strict=False)  # random_resized_crop: width : height
     padding: int = Field(4, ge=0)  # pad_crop: black pixels added on each side of the stored image
     flip: bool = True  # horizontal, with probability 1/2; not for `none`
 
@@ -88,7 +89,10 @@ class TrainingParams(_Section):
     augmentation: AugmentationParams = AugmentationParams()
     crop_pct: float = Field(0.875, gt=0.0, le=1.0)  # evaluation: centre crop : short side (224 : 256)
     selection: Literal["best", "last"] = "best"  # which epoch's weights are kept; best by validation
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32: fp32 but for the products' operands, on a GPU
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"  # mode of torch.compile
+    depthwise: Literal["torch", "triton"] = "torch"  # whose kernels the depthwise convolutions take on a GPU
+    deterministic: bool = False  # on a GPU: only kernels that give the same bits again; on the CPU all do
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: int = Field(2, ge=1)  # of the CPU; part of what a run's numbers depend on
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -104,7 +108,7 @@ class DatasetParams(_Section):
 class StrategyParams(BaseModel):
     """A variant of a plan: the plan's name, its options (any other key), training overrides."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     plan: str = ""
     training: dict[str, Any] = {}

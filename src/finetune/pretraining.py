@@ -11,17 +11,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
 
 from finetune import model as models
 from finetune import samples
-from finetune.allocator import keep_freed_memory
+from finetune.device import Feed, configure, move_to_device
 from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
 from finetune.prepare import stratified
 from finetune.progress import progress
 from finetune.runs import locked
-from finetune.stages import batches, memory_format
 from finetune.store import Store, Writer, open_store
 from finetune.strategies import build_plan
 from finetune.study import work_area
@@ -52,13 +50,14 @@ def pretrain(out: Path) -> float:
     Returns:
         Top-1 accuracy on a tenth of the upstream set that was not trained on, in [0, 1].
     """
-    keep_freed_memory()
-    torch.set_num_threads(RECIPE.threads)
+    configure(RECIPE)
     key = f"upstream-{IMAGES}-{SEED}"
     with locked(work_area(key)) as work:
         store = _upstream(work / "store")
-        model = models.build(len(store.classes), SEED).to(memory_format=memory_format(RECIPE))
-        train, val = batches(store, "train", RECIPE), batches(store, "val", RECIPE)
+        model = models.build(len(store.classes), SEED)
+        move_to_device(model, RECIPE)
+        feed = Feed(RECIPE)
+        train, val = feed.batches(store.split("train")), feed.batches(store.split("val"))
         plan = build_plan(model, "from_scratch", {})
         shown = progress("upstream", RECIPE.epochs, len(train.split))
         done = fit(

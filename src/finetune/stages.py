@@ -17,8 +17,8 @@ from torchvision.models import MobileNetV2
 
 from finetune import model as models
 from finetune import runs
-from finetune.allocator import keep_freed_memory
-from finetune.batches import MEAN, STD, Batches
+from finetune.batches import MEAN, STD
+from finetune.device import Feed, configure, move_to_device, resolve_device
 from finetune.errors import InputError
 from finetune.evaluation import Predictions, predict
 from finetune.params import Params, TrainingParams
@@ -68,38 +68,33 @@ def resolve(params: Params, layout: Layout, run: Run, device: str | None = None)
     return Prepared(run, plan, options, recipe, store, backbone, layout.backbone, print_)
 
 
-def resolve_device(device: str) -> str:
-    """cpu or cuda: `auto` is CUDA where there is one.
-
-    Raises:
-        InputError: cuda is asked for and there is none.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: PyTorch sees no CUDA device on this machine; use device auto or cpu")
-    return device
-
-
-def train(prepared: Prepared, layout: Layout, listeners: tuple[Listener, ...] = ()) -> Path:
+def train(
+    prepared: Prepared,
+    layout: Layout,
+    listeners: tuple[Listener, ...] = (),
+    module: MobileNetV2 | None = None,
+) -> Path:
     """Train one run and move its folder into place; reads the splits train and val only.
 
     Goes on from the work area of an interrupted attempt, and adopts a run found finished there.
+
+    Args:
+        module: a network of an earlier run of this process, on its device, to be overwritten and trained: what was
+            compiled for it serves again.
     """
     place = layout.run(prepared.run)
     with runs.locked(work_area(prepared.key)) as work:
         finished = work / "finished"
         if not finished.is_dir():
-            _train_aside(prepared, work, listeners)
+            _train_aside(prepared, work, listeners, module)
         runs.move_into_place(finished, place)
         shutil.rmtree(work)
     return place
 
 
-def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...]) -> None:
+def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...], module: MobileNetV2 | None) -> None:
     recipe, store, run = prepared.recipe, prepared.store, prepared.run
-    keep_freed_memory()
-    torch.set_num_threads(recipe.threads)
+    configure(recipe)
     model = models.build(len(store.classes), run.seed)
     plan = build_plan(model, prepared.plan, prepared.options)
     rows = audit(model, plan, recipe.lr, recipe.weight_decay)  # raises before anything is trained
@@ -109,9 +104,13 @@ def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...]
     runs.write_csv(folder / runs.AUDIT, rows)
     if plan.initialisation == "pretrained":
         models.load_backbone(model, prepared.backbone_path)
-    model = model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
-    train_batches = batches(store, "train", recipe)
-    val_batches = batches(store, "val", recipe)
+    if module is None:
+        move_to_device(model, recipe)
+    else:
+        module.load_state_dict(model.state_dict())
+        model = module
+    feed = Feed(recipe)
+    train_batches, val_batches = feed.batches(store.split("train")), feed.batches(store.split("val"))
     provenance = _provenance(recipe)
     shown = progress(run.name, recipe.epochs, len(train_batches.split))
     result = fit(
@@ -140,7 +139,7 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
     record = runs.read_json(layout.run(run) / runs.RUN)
     recipe = TrainingParams.model_validate(record["training"])
     recipe = recipe.model_copy(update={"device": resolve_device(device or recipe.device)})
-    torch.set_num_threads(recipe.threads)
+    configure(recipe)
     store = open_store(layout.store(run.dataset))
     if store.digest != record["store_digest"]:
         raise InputError(
@@ -149,8 +148,8 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
         )
     model = models.build(len(store.classes), run.seed)
     models.load_weights(model, layout.run(run) / runs.MODEL)
-    model = model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
-    seen = predict(model, batches(store, "test", recipe), recipe.precision)
+    move_to_device(model, recipe)
+    seen = predict(model, Feed(recipe).batches(store.split("test")), recipe.precision)
     place = layout.evaluation(run)
     runs.write_csv(place / runs.PREDICTIONS, _prediction_rows(seen))
     test = {"loss": seen.loss, "acc": seen.acc, "acc5": seen.acc5, "images": len(seen.labels)}
@@ -189,22 +188,6 @@ def run_record(prepared: Prepared) -> dict[str, Any]:
         },
         "images": {split: meta["counts"][split] for split in ("train", "val")},
     }
-
-
-def batches(store: Store, split: str, recipe: TrainingParams) -> Batches:
-    """Batches of one split as the recipe has them."""
-    return Batches(
-        store.split(split),
-        recipe.image_size,
-        recipe.batch_size,
-        torch.device(recipe.device),
-        memory_format(recipe),
-        recipe.crop_pct,
-    )
-
-
-def memory_format(recipe: TrainingParams) -> torch.memory_format:
-    return torch.channels_last if recipe.memory_format == "channels_last" else torch.contiguous_format
 
 
 def _metrics(result: Progress) -> dict[str, Any]:

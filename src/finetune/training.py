@@ -15,8 +15,9 @@ from torchvision.models import MobileNetV2
 
 from finetune import checkpoint
 from finetune.batches import Batches
+from finetune.device import autocast
 from finetune.errors import InputError
-from finetune.evaluation import autocast, predict
+from finetune.evaluation import predict
 from finetune.params import TrainingParams
 from finetune.schedule import multiplier
 from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, trainable
@@ -126,7 +127,7 @@ def train_epoch(
     for step, (images, labels) in enumerate(train.training(recipe.augmentation, seed, epoch)):
         set_rates(optimizer, recipe.lr * multiplier(recipe.schedule, epoch, step, steps, recipe.epochs))
         with autocast(train.device, recipe.precision):
-            logits = model(images)
+            logits = model(images) if len(labels) == train.batch_size else model.forward(images)
             loss = cross_entropy(logits, labels)
         if phase.penalty is not None:
             loss = loss + phase.penalty(model)
@@ -169,7 +170,7 @@ def make_optimizer(model: MobileNetV2, phase: Phase, recipe: TrainingParams) -> 
         members = [parameters[name].requires_grad_(True) for name in moving[group.name]]
         if members:
             groups.append({"params": members, "weight_decay": recipe.weight_decay * group.decay, **_labels(group)})
-    return torch.optim.Adam(groups, lr=recipe.lr)
+    return torch.optim.Adam(groups, lr=recipe.lr, fused=True if recipe.device == "cuda" else None)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,0 +1,95 @@
+"""How a run computes: on which device, at which precision, compiled or not, and where its pixels lie."""
+
+import torch
+from torch import Tensor, nn
+
+from finetune import depthwise
+from finetune.allocator import keep_freed_memory
+from finetune.batches import Batches, DeviceBatches
+from finetune.errors import InputError
+from finetune.params import TrainingParams
+from finetune.store import Split
+
+_SHARE_FOR_PIXELS = 0.4  # of the GPU's free memory; the rest is for activations
+
+
+def resolve_device(device: str) -> str:
+    """cpu or cuda: `auto` is CUDA where there is one.
+
+    Raises:
+        InputError: cuda is asked for and there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: PyTorch sees no CUDA device on this machine; use device auto or cpu")
+    return device
+
+
+def configure(recipe: TrainingParams) -> None:
+    """Set what PyTorch keeps for the whole process: threads, TF32, choice of kernels, determinism.
+
+    `fp32` means it: cuDNN's own default would round the operands of convolutions to TF32.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(recipe.threads)
+    if recipe.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.precision != "fp32"
+        torch.backends.cudnn.benchmark = not recipe.deterministic
+        torch.use_deterministic_algorithms(recipe.deterministic)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a forward pass runs at `fp32`, `tf32` or `bf16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def memory_format(recipe: TrainingParams) -> torch.memory_format:
+    return torch.channels_last if recipe.memory_format == "channels_last" else torch.contiguous_format
+
+
+def move_to_device(model: nn.Module, recipe: TrainingParams) -> None:
+    """Move a model to the recipe's device and memory format, and have its training pass compiled if it says so.
+
+    Whole batches then go through `model(images)`; batches of other sizes through `model.forward`, which stays as it
+    was, so that nothing is compiled twice.
+    """
+    model.to(torch.device(recipe.device), memory_format=memory_format(recipe))  # type: ignore[call-overload]
+    if recipe.depthwise == "triton" and recipe.device == "cuda":
+        if not depthwise.available():
+            raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
+        depthwise.use_triton_depthwise(model)
+    if recipe.compile != "none":
+        model.compile(mode=recipe.compile, dynamic=False)
+
+
+class Feed:
+    """Makes the batches of a store's splits; pixels that two splits share are sent to the GPU once."""
+
+    def __init__(self, recipe: TrainingParams) -> None:
+        self._recipe = recipe
+        self._resident: dict[str, Tensor | None] = {}
+
+    def batches(self, split: Split) -> Batches:
+        """Batches of one split as the recipe has them."""
+        recipe, device = self._recipe, torch.device(self._recipe.device)
+        common = (split, recipe.image_size, recipe.batch_size, device, memory_format(recipe), recipe.crop_pct)
+        if device.type == "cpu":
+            return Batches(*common)
+        return DeviceBatches(*common, self._pixels(split, device), recipe.precision == "fp32")
+
+    def _pixels(self, split: Split, device: torch.device) -> Tensor | None:
+        key = str(getattr(split.pixels, "filename", id(split.pixels)))
+        if key not in self._resident:
+            fits = split.pixels.nbytes <= _SHARE_FOR_PIXELS * torch.cuda.mem_get_info(device)[0]
+            self._resident[key] = upload(split, device) if fits else None
+        return self._resident[key]
+
+
+def upload(split: Split, device: torch.device) -> Tensor:
+    """The pixel file of a split in the device's memory: uint8, flat."""
+    pixels = torch.empty(split.pixels.shape, dtype=torch.uint8, device=device)
+    chunk = 64 * 2**20  # bytes; a copy of the memory-mapped file in host memory, a piece at a time
+    for start in range(0, len(pixels), chunk):
+        pixels[start : start + chunk] = torch.from_numpy(split.pixels[start : start + chunk].copy()).to(device)
+    return pixels
