@@ -143,8 +143,9 @@ def cut(chw: Tensor, box: np.ndarray) -> Tensor:
     height, width = chw.shape[1:]
     top, left, bottom, right = (int(side) for side in box)
     border = max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0)
-    inside = chw[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
-    return pad(inside, border) if any(border) else inside
+    if not any(border):
+        return chw[:, top:bottom, left:right]
+    return pad(chw, border)[:, top + border[2] : bottom + border[2], left + border[0] : right + border[0]]
 
 
 def resize(chw: Tensor, size: int | tuple[int, int]) -> Tensor:

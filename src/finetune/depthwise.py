@@ -34,9 +34,7 @@ BLOCK = 1024  # values of a flattened (W, C) row per program: 8 bf16 (16 bytes) 
 TILE = 1024  # values of a (W, C) tile per program of the weight's gradient
 WARPS = 4
 ROWS = (7, 6, 5, 4)  # output rows per program: the first that fetches the fewest input rows
-PROGRAMS = (
-    1188  # of the weight's gradient, at most about: 3 times the 3 that each of an H100's 132 multiprocessors holds
-)
+PROGRAMS = 1188  # of the weight's gradient, at most about: 3 times the 3 that each of 132 multiprocessors (H100) holds
 # Limits of registers per thread: a multiprocessor holds one program more, at the cost of few or no spills.
 CONVOLVE_REGISTERS = {1: 128, 2: None}  # by stride
 CORRELATE_REGISTERS = 168

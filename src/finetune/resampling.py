@@ -73,7 +73,7 @@ class Views:
         Args:
             pixels: uint8, flat: image after image, each height x width x 3.
             size: of the result, in pixels.
-            exact: multiply in float32; else in float16, which is off by up to 0.1 levels before rounding.
+            exact: multiply in float32; else in float16, which is off by up to 0.2 levels before rounding.
 
         Returns:
             float32 of whole numbers 0 to 255, N x 3 x size x size.

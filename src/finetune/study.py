@@ -12,7 +12,7 @@ from finetune.errors import InputError, suggest
 from finetune.params import Params, TrainingParams
 
 # Raised by hand whenever the code changes what a run computes, so that no checkpoint outlives its code.
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 
 
 @dataclass(frozen=True, order=True)

@@ -12,8 +12,9 @@ _MACHINERY = {"dataset", "archives"}
 
 
 def names() -> list[str]:
-    """Every data set that has a file here."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _MACHINERY)
+    """Every data set that has a file here; one that begins with an underscore is shared code."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in modules if name not in _MACHINERY and not name.startswith("_"))
 
 
 def load(name: str) -> Dataset:
