@@ -42,6 +42,28 @@ def test_a_study_of_nothing_but_names_has_the_defaults() -> None:
     assert loaded.prepare_for("d").val_fraction == 0.1
 
 
+def test_how_a_gpu_computes_is_plain_unless_told(tiny: Raw) -> None:
+    recipe = params.parse(tiny).training
+    plain = ("fp32", "none", "torch", False)
+    assert (recipe.precision, recipe.compile, recipe.depthwise, recipe.deterministic) == plain
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("precision", value) for value in ("fp32", "tf32", "bf16")),
+        *(("compile", value) for value in ("none", "default", "reduce-overhead", "max-autotune")),
+        *(("depthwise", value) for value in ("torch", "triton")),
+        *(("deterministic", value) for value in (True, False)),
+    ],
+)
+def test_how_a_gpu_computes_is_read_and_may_be_overridden(
+    key: str, value: str | bool, tmp_path: Path, tiny: Raw
+) -> None:
+    text = f"training.{key}={str(value).lower()}"
+    assert getattr(overridden(tmp_path, tiny, text).training_for("toy", "same_lr"), key) == value
+
+
 # Unknown keys
 
 
@@ -120,6 +142,11 @@ def test_a_bad_override_of_an_entry_that_the_study_does_not_list_is_refused_too(
         ("training", "epochs", 2.5, "float", "integer"),
         ("training", "schedule", "cosine", "str", "dictionary"),
         ("training", "precision", "fp16", "str", "'fp32', 'tf32' or 'bf16'"),
+        ("training", "compile", "fast", "str", "'none', 'default', 'reduce-overhead' or 'max-autotune'"),
+        ("training", "compile", True, "bool", "'none', 'default', 'reduce-overhead' or 'max-autotune'"),
+        ("training", "depthwise", "cudnn", "str", "'torch' or 'triton'"),
+        ("training", "deterministic", "maybe", "str", "boolean"),
+        ("training", "deterministic", 2, "int", "boolean"),
         ("training", "epochs", "5", "str", "integer"),
         ("training", "threads", True, "bool", "integer"),
         ("study", "datasets", "toy", "str", "tuple"),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from finetune import params, runs, stages, study
 from finetune.errors import InputError
+from finetune.model import build
 from finetune.study import Layout, Run
 from finetune.training import Listener
 
@@ -173,6 +174,16 @@ def test_training_and_evaluating_again_gives_the_same_bytes(trained: Layout, lay
         assert (layout.evaluation(RUN) / name).read_bytes() == (trained.evaluation(RUN) / name).read_bytes(), name
 
 
+def test_a_network_of_an_earlier_run_trained_again_gives_the_same_bytes(
+    trained: Layout, layout: Layout, tiny: Raw
+) -> None:
+    used = build(3, seed=99).to(memory_format=torch.channels_last)
+    stages.train(prepared(tiny, layout, Run("toy", "from_scratch", 0)), layout, module=used)
+    stages.train(prepared(tiny, layout), layout, module=used)
+    for name in DETERMINISTIC:
+        assert (layout.run(RUN) / name).read_bytes() == (trained.run(RUN) / name).read_bytes(), name
+
+
 def test_pretrained_weights_are_used_and_from_scratch_they_are_not(layout: Layout, tiny: Raw) -> None:
     # At a vanishing rate the kept weights are those that training began with.
     tiny["training"] |= {"lr": 1e-30, "weight_decay": 0.0, "epochs": 1}
@@ -316,13 +327,6 @@ def test_cuda_is_refused_where_there_is_none(layout: Layout, tiny: Raw, monkeypa
         with pytest.raises(InputError, match="device cuda: PyTorch sees no CUDA device"):
             tiny["training"] |= asked
             stages.resolve(params.parse(tiny), layout, RUN, device=None if asked else "cuda")
-
-
-@pytest.mark.parametrize(("there_is_one", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_auto_is_cuda_where_there_is_one(there_is_one: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_one)
-    assert stages.resolve_device("auto") == expected
-    assert stages.resolve_device("cpu") == "cpu"
 
 
 # Evaluation

@@ -49,7 +49,7 @@ def check(device: str, tiny: bool, store: Path, backbone: Path, out: Path) -> No
 def sweep_(device: str, tiny: bool, store: Path, out: Path, only: str, minutes: float) -> None:
     """Measure images per second over precision, compilation, memory format and batch size."""
     words = [word for word in only.split(",") if word]
-    write(out / "sweep.json", {"rows": sweep.measure(store, device, tiny, words, minutes)})
+    sweep.measure(store, device, tiny, words, minutes, lambda rows: write(out / "sweep.json", {"rows": rows}))
 
 
 @main.command()

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from torchvision.models import MobileNetV2
 
-from finetune import model as models
-from finetune import runs, stages
 from finetune.device import configure, move_to_device
+from finetune.model import build
 from finetune.params import load
-from finetune.study import Layout
-from finetune.study import runs as runs_of
+from finetune.runs import METRICS, read_json
+from finetune.stages import evaluate, resolve, train
+from finetune.study import Layout, runs
 
 
 def run(params_file: Path, overrides: tuple[str, ...], inputs: Path, out: Path, minutes: float) -> None:
@@ -23,20 +23,20 @@ def run(params_file: Path, overrides: tuple[str, ...], inputs: Path, out: Path, 
     params = load(params_file, overrides)
     layout = Layout(out, inputs)
     networks: dict[tuple[str, str], MobileNetV2] = {}
-    for one in sorted(runs_of(params), key=lambda run: run.seed):
-        if (layout.evaluation(one) / runs.METRICS).is_file():
+    for one in sorted(runs(params), key=lambda run: run.seed):
+        if (layout.evaluation(one) / METRICS).is_file():
             continue
         if time.monotonic() > end:
             print(f"{one.name}: no time left", flush=True)
             continue
         began = time.monotonic()
-        prepared = stages.resolve(params, layout, one)
+        prepared = resolve(params, layout, one)
         key = (one.dataset, prepared.recipe.model_dump_json())
         if key not in networks:
             configure(prepared.recipe)
-            networks[key] = models.build(len(prepared.store.classes), 0)
+            networks[key] = build(len(prepared.store.classes), 0)
             move_to_device(networks[key], prepared.recipe)
-        stages.train(prepared, layout, module=networks[key])
-        stages.evaluate(layout, one)
-        test = runs.read_json(layout.evaluation(one) / runs.METRICS)["test"]
+        train(prepared, layout, module=networks[key])
+        evaluate(layout, one)
+        test = read_json(layout.evaluation(one) / METRICS)["test"]
         print(f"{one.name}: test top-1 {100 * test['acc']:.2f} %, {time.monotonic() - began:.0f} s in all", flush=True)

@@ -7,7 +7,7 @@ device. The quotient of the two rates says what the data cost.
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,12 @@ class Fixed(Batches):
             yield self.ready
 
 
-def measure(store: Path, device: str, tiny: bool, words: list[str], minutes: float) -> list[dict[str, Any]]:
-    """One row per setting; a setting that fails has its error in place of figures."""
+def measure(
+    store: Path, device: str, tiny: bool, words: list[str], minutes: float, keep: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    """Give `keep` the rows so far after each setting; a setting that fails has its error in place of figures."""
     rows: list[dict[str, Any]] = []
+    keep(rows)
     end = time.monotonic() + 60 * minutes
     for setting in TINY_SETTINGS if tiny else SETTINGS:
         if (words and not any(word in setting for word in words)) or time.monotonic() > end:
@@ -71,8 +74,8 @@ def measure(store: Path, device: str, tiny: bool, words: list[str], minutes: flo
         if device == "cuda":
             torch.cuda.empty_cache()
         rows.append(row)
+        keep(rows)
         print(*(f"{key} {value}" for key, value in row.items()), sep=", ", flush=True)
-    return rows
 
 
 def recipe_of(setting: str, device: str, tiny: bool) -> TrainingParams:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _AT_ONCE = 128  # images; bounds the memory of the gathered pixels
+_ALIGN = 16  # pixels; a GPU multiplies rows of other lengths at a fraction of its speed
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Views:
 
     def _part(self, triples: Tensor, part: slice, size: int, exact: bool) -> Tensor:
         number = torch.float32 if exact else torch.float16
-        tall, wide = (int(most) for most in self._extents[part].max(0))
+        tall, wide = (-(-int(most) // _ALIGN) * _ALIGN for most in self._extents[part].max(0))
         whole, scales = self._whole[part], self._scales[part]
         first, height, width, flips = whole[:, :4].unbind(1)
         rows, row_weights = _filter(whole[:, 4:7], scales[:, 0], height, size, tall)
