@@ -6,6 +6,7 @@ STAMP := $(VENV)/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := src
 export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 1000
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
