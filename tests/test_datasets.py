@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pickle
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -179,7 +180,7 @@ def test_truncated_archive(name: str, archive: str, kept: float, folder: Path) -
     tiny_archives.write(name, folder)
     whole = (folder / archive).read_bytes()
     (folder / archive).write_bytes(whole[: int(kept * len(whole))])
-    assert f"{folder / archive}: truncated" in fault(name, folder)
+    assert re.match(rf"{re.escape(str(folder / archive))}(: \S+)?: truncated", fault(name, folder))
 
 
 @pytest.mark.parametrize(("name", "archive"), IMAGE_TARS)
@@ -215,7 +216,7 @@ def test_compressed_data_overwritten_inside_an_image(folder: Path) -> None:
     content = bytearray(archive.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 500] = b"\xff" * 500
     archive.write_bytes(content)
-    assert f"{archive}: truncated, damaged" in fault("cub200", folder)
+    assert f"{archive}: {image}: truncated, damaged" in fault("cub200", folder)
 
 
 @pytest.mark.parametrize(("name", "archive"), TARS)

@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -114,17 +114,20 @@ def _labelled_images(archive: Path, listed: Mapping[str, tuple[Split, int]]) -> 
 
 def _files(archive: Path, keep: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the regular files whose name `keep` accepts; the others are passed over unread."""
+    last: list[str] = []  # the member that is being read, for messages
     with (
-        _readable(archive),
+        _readable(archive, last),
         gzip.open(archive) as unzipped,
         tarfile.open(fileobj=unzipped, mode="r|", bufsize=_CHUNK) as tar,
     ):
         for member in tar:
             name = _checked_name(archive, member)
+            last[:] = [name]
             if member.isreg() and not PurePosixPath(name).name.startswith("._") and keep(name):
                 content = tar.extractfile(member)
                 assert content is not None  # a regular file has content
                 yield name, content.read()
+        last.clear()
         while unzipped.read(_CHUNK):
             pass  # gzip checks length and CRC at the very end, where tarfile does not look
 
@@ -145,7 +148,8 @@ def _checked_name(archive: Path, member: tarfile.TarInfo) -> str:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path, last: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what goes wrong in reading `path` into one sentence; `last` holds the name of the member being read."""
     try:
         yield
     except FileNotFoundError:
@@ -153,6 +157,7 @@ def _readable(path: Path) -> Iterator[None]:
             f"{path}: no such file; get it with `dvc pull data/{path.parent.name}`, or put the official file there"
         ) from None
     except (EOFError, OSError, zlib.error, tarfile.TarError) as error:
+        where = f"{path}: {last[0]}" if last else path
         raise InputError(
-            f"{path}: truncated, damaged or unreadable ({error}); expected the whole official file, get it again"
+            f"{where}: truncated, damaged or unreadable ({error}); expected the whole official file, get it again"
         ) from None

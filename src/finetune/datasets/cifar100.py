@@ -6,7 +6,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html. The official MD5 is the one that to
 
 from pathlib import Path
 
-from finetune.datasets.cifar10 import read_python_version
+from finetune.datasets._cifar import read_python_version
 from finetune.datasets.dataset import Contents, Dataset, Edition, Split
 
 _ARCHIVE = "cifar-100-python.tar.gz"
