@@ -175,6 +175,36 @@ def test_reading_an_absent_comparison_says_how_to_make_it(tmp_path):
         comparison.read(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{"])
+def test_a_damaged_comparison_is_named_with_the_stage_that_makes_it_again(tmp_path, toy, text):
+    place = tmp_path / "comparison"
+    comparison.write(toy, place)
+    (place / "comparison.json").write_text(text)
+    with pytest.raises(InputError, match=r"comparison\.json: .*make it again with `dvc repro -f -s compare`"):
+        comparison.require_study(comparison.read(place), make_params())
+
+
+def test_curves_without_a_column_are_refused(tmp_path, toy):
+    place = tmp_path / "comparison"
+    comparison.write(toy, place)
+    (place / "curves.csv").write_text("dataset,strategy,seed\ntoy,same_lr,0\n")
+    with pytest.raises(InputError, match=r"curves\.csv: lacks 'epoch', .*`dvc repro -f -s compare`"):
+        comparison.read(place)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "cost.json"])
+def test_a_damaged_run_is_named_with_the_stage_that_makes_it_again(tmp_path, toy, name):
+    (tmp_path / "runs/toy/same_lr/0" / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"{name}: lacks '\w+', .*`dvc repro -f -s train@toy-same_lr-0`"):
+        comparison.compare(make_params(), Layout(tmp_path))
+
+
+def test_a_damaged_evaluation_is_named_with_the_stage_that_makes_it_again(tmp_path, toy):
+    (tmp_path / "evaluations/toy/same_lr/0/metrics.json").write_text('{"run_key": "key-of-toy-same_lr-0", "test": {}}')
+    with pytest.raises(InputError, match=r"metrics\.json: lacks 'images', .*`dvc repro -f -s evaluate@toy-same_lr-0`"):
+        comparison.compare(make_params(), Layout(tmp_path))
+
+
 def test_metrics_hold_one_mean_per_split(tmp_path, toy):
     comparison.write(toy, tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

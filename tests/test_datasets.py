@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import own_images
 import tiny_archives
 from finetune import datasets
+from finetune.datasets import class_folders
 from finetune.datasets.archives import md5
 from finetune.errors import InputError
 
@@ -51,13 +53,31 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=[*NAMES, *own_images.FORMS])
+def any_name(request: pytest.FixtureRequest) -> str:
+    """A data set that has a file of its own, or class folders in each form in which they are read."""
+    return request.param
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def dataset(name: str) -> datasets.Dataset:
+    return class_folders.dataset("own") if name in own_images.FORMS else datasets.load(name)
+
+
+def write(name: str, folder: Path, train: int = 4, test: int = 2) -> None:
+    """Three classes, `train` and `test` images of each."""
+    if name in own_images.FORMS:
+        own_images.write(folder / name if Path(name).suffix else folder, own_images.split(train=train, val=test))
+    else:
+        tiny_archives.write(name, folder, classes=3, train=train, test=test)
+
+
 def examples(name: str, folder: Path) -> list[datasets.Example]:
-    return list(datasets.load(name).read(folder).examples)
+    return list(dataset(name).read(folder).examples)
 
 
 def fault(name: str, folder: Path) -> str:
@@ -95,20 +115,21 @@ def test_archives_are_those_that_are_written(name: str, folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(datasets.load(name).archives)
 
 
-def test_classes_are_in_label_order(name: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
-    assert datasets.load(name).read(folder).classes == tiny_archives.class_names(name)
+def test_classes_are_in_label_order(any_name: str, folder: Path) -> None:
+    write(any_name, folder)
+    expected = own_images.CLASSES if any_name in own_images.FORMS else tiny_archives.class_names(any_name)
+    assert dataset(any_name).read(folder).classes == expected
 
 
-def test_every_image_of_both_splits_comes_under_its_label(name: str, folder: Path) -> None:
-    tiny_archives.write(name, folder, classes=3, train=4, test=2)
-    counts = Counter((example.split, example.label) for example in examples(name, folder))
+def test_every_image_of_both_splits_comes_under_its_label(any_name: str, folder: Path) -> None:
+    write(any_name, folder, train=4, test=2)
+    counts = Counter((example.split, example.label) for example in examples(any_name, folder))
     assert counts == {("train", k): 4 for k in range(3)} | {("test", k): 2 for k in range(3)}
 
 
-def test_images_belong_to_their_labels(name: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
-    for example in examples(name, folder):
+def test_images_belong_to_their_labels(any_name: str, folder: Path) -> None:
+    write(any_name, folder)
+    for example in examples(any_name, folder):
         image = pixels(example.image)
         assert image.dtype == np.uint8
         assert image.ndim == 3
@@ -116,16 +137,17 @@ def test_images_belong_to_their_labels(name: str, folder: Path) -> None:
         assert np.abs(image.astype(int) - tiny_archives.colour(example.label)).max() <= 6
 
 
-def test_members_name_archive_and_place_and_differ(name: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
-    members = [example.member for example in examples(name, folder)]
+def test_members_name_archive_and_place_and_differ(any_name: str, folder: Path) -> None:
+    write(any_name, folder)
+    members = [example.member for example in examples(any_name, folder)]
     assert len(set(members)) == len(members)
-    assert {member.split(": ")[0] for member in members} <= set(datasets.load(name).archives)
+    archives = dataset(any_name).archives or (any_name if Path(any_name).suffix else folder.name,)
+    assert {member.split(": ")[0] for member in members} <= set(archives)
 
 
-def test_reading_twice_gives_the_same(name: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
-    first, second = examples(name, folder), examples(name, folder)
+def test_reading_twice_gives_the_same(any_name: str, folder: Path) -> None:
+    write(any_name, folder)
+    first, second = examples(any_name, folder), examples(any_name, folder)
     assert [(e.split, e.label, e.member) for e in first] == [(e.split, e.label, e.member) for e in second]
     assert all(np.array_equal(pixels(a.image), pixels(b.image)) for a, b in zip(first, second, strict=True))
 
@@ -168,10 +190,10 @@ def test_md5_of_a_file(tmp_path: Path) -> None:
 # Faults of the archive
 
 
-def test_absent_archive_says_what_to_pull(name: str, tmp_path: Path) -> None:
-    message = fault(name, tmp_path / name)
-    assert datasets.load(name).archives[0] in message
-    assert f"dvc pull data/{name}" in message
+def test_absent_archive_says_what_to_pull(any_name: str, tmp_path: Path) -> None:
+    message = fault(any_name, tmp_path / any_name)
+    assert "".join(dataset(any_name).archives[:1]) in message
+    assert f"dvc pull data/{any_name}" in message
 
 
 @pytest.mark.parametrize(("name", "archive"), TARS)

@@ -22,7 +22,7 @@ def test_parameters_are_flat_and_under_prefixes() -> None:
     assert all("." in key for key in found)
 
 
-def test_the_md5_of_one_archive_is_dvcs() -> None:
+def test_the_md5_of_one_archive_stands_alone() -> None:
     assert experiment.data_md5(RECORD) == "c58f30108f718f92721af3b95e74349a"
 
 
@@ -74,3 +74,28 @@ def test_a_deleted_experiment_says_how_to_restore_it(tmp_path: Path, monkeypatch
     opened.client.delete_experiment(opened.id)
     with pytest.raises(InputError, match=f"finetune-tiny is deleted; .*--experiment-id {opened.id}"):
         experiment.open_experiment(home, "tiny")
+
+
+def test_a_run_is_got_by_its_id_and_an_unknown_one_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = experiment.open_experiment(move_home(monkeypatch, tmp_path), "tiny")
+    made = opened.create(RECORD)
+    found = opened.get(made.info.run_id)
+    assert found is not None
+    assert found.info.run_id == made.info.run_id
+    assert opened.get("0" * 32) is None
+
+
+def test_the_studys_own_runs_and_those_outside_dvc_are_found_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = experiment.open_experiment(move_home(monkeypatch, tmp_path), "tiny")
+    side = opened.beside(RECORD)
+    assert not side.aside  # nothing to stand back for
+    assert side.tags(RECORD) == opened.tags(RECORD) | {"outside_dvc": "true"}
+    outside = side.create(RECORD).info.run_id
+    assert opened.find(RECORD["run_key"]) is None
+    own = opened.create(RECORD).info.run_id
+    found = [opened.find(RECORD["run_key"]), side.find(RECORD["run_key"])]
+    assert [run and run.info.run_id for run in found] == [own, outside]
+    assert opened.beside(RECORD).aside
+    assert not opened.beside(RECORD | {"seed": 1}).aside

@@ -161,3 +161,58 @@ def test_the_trainings_own_error_passes_through_a_dead_server(
     with pytest.raises(ZeroDivisionError), Live(PARAMS) as live:
         live.started(RECORD)
         raise ZeroDivisionError
+
+
+OUTSIDE = run_record(PARAMS, Run("toy", "same_lr", 0), key="other-settings")
+
+
+def train_outside(record: dict) -> None:
+    with Live(PARAMS, side=True) as live:
+        live.started(record)
+        live.finished()
+
+
+@pytest.mark.parametrize("record", [OUTSIDE, RECORD], ids=["other settings", "the same settings"])
+def test_a_training_outside_dvc_leaves_the_studys_own_current(there: Experiment, record: dict) -> None:
+    train(RECORD, epochs())
+    before = run_of(there, RECORD)
+    train_outside(record)
+    own, side = run_of(there, RECORD), run_of(there.beside(record), record)
+    assert (own.info.run_id, own.data.tags) == (before.info.run_id, before.data.tags)
+    assert side.info.run_id != own.info.run_id
+    assert (side.data.tags["current"], side.info.status) == ("false", "FINISHED")
+
+
+def test_a_training_outside_dvc_is_shown_until_the_studys_own_is_there(there: Experiment) -> None:
+    train_outside(OUTSIDE)
+    side = there.beside(OUTSIDE)
+    assert run_of(side, OUTSIDE).data.tags["current"] == "true"
+    train(RECORD, epochs())
+    tags = run_of(side, OUTSIDE).data.tags
+    assert (tags["current"], tags["superseded_by"]) == ("false", run_of(there, RECORD).info.run_id)
+
+
+def test_in_an_experiment_of_its_own_every_setting_outside_dvc_is_shown(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(RECORD, epochs())
+    mine = there.client.create_experiment("mine")
+    ids = []
+    for record in (OUTSIDE, RECORD, RECORD):  # the last is a repetition
+        ids.append(there.client.create_run(mine).info.run_id)
+        monkeypatch.setenv("MLFLOW_RUN_ID", ids[-1])
+        train_outside(record)
+    assert [there.client.get_run(id_).data.tags["current"] for id_ in ids] == ["true", "false", "true"]
+    assert run_of(there, RECORD).data.tags["current"] == "true"
+
+
+def test_a_failure_after_the_training_says_that_the_run_is_whole(capsys: pytest.CaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError("no such server")
+
+    with Live(PARAMS, side=True) as live:
+        pass
+    live.completed(fail)
+    live.completed(fail)
+    said = "tracking failed: no such server; the run is whole, and `finetune track` sends the rest later\n"
+    assert capsys.readouterr().err == said

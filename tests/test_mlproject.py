@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from dvc_checkout import Checkout
 
@@ -29,6 +30,17 @@ def test_mlflow_run_gives_the_numbers_of_the_dvc_stage_bit_for_bit(checkout: Che
         assert (own / name).read_bytes() == (stage / name).read_bytes(), name
     evaluation = Path("evaluations", "cifar10", "slow", "0", "metrics.json")
     assert (own.parents[3] / evaluation).read_bytes() == (checkout.root / evaluation).read_bytes()
+
+
+def test_its_run_keeps_the_source_that_mlflow_gave_it_and_is_shown(checkout: Checkout) -> None:
+    client = MlflowClient(f"sqlite:///{checkout.root / 'mlflow.db'}")
+    trial = client.get_experiment_by_name("trial")
+    assert trial is not None
+    [run] = client.search_runs([trial.experiment_id])
+    assert run.data.tags["mlflow.source.type"] == "PROJECT"
+    assert run.data.tags["mlflow.source.name"] != "finetune"
+    assert run.data.tags["current"] == "true"
+    assert run.info.status == "FINISHED"
 
 
 def test_its_overrides_reach_the_training(checkout: Checkout) -> None:

@@ -1,5 +1,6 @@
 """params.yaml: what is refused and how it is said; which setting wins over which."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from finetune import params
 from finetune.errors import InputError
-from finetune.params import AugmentationParams, Params, PrepareParams, TrainingParams
+from finetune.params import AugmentationParams, DatasetParams, Params, PrepareParams, ScheduleParams, TrainingParams
 
 Raw = dict[str, Any]
 
@@ -136,21 +137,25 @@ def test_a_bad_override_of_an_entry_that_the_study_does_not_list_is_refused_too(
 @pytest.mark.parametrize(
     ("section", "key", "value", "kind", "expected"),
     [
-        ("training", "epochs", "many", "str", "integer"),
-        ("training", "lr", "fast", "str", "number"),
-        ("training", "lr", None, "NoneType", "number"),
-        ("training", "epochs", 2.5, "float", "integer"),
-        ("training", "schedule", "cosine", "str", "dictionary"),
-        ("training", "precision", "fp16", "str", "'fp32', 'tf32' or 'bf16'"),
-        ("training", "compile", "fast", "str", "'none', 'default', 'reduce-overhead' or 'max-autotune'"),
-        ("training", "compile", True, "bool", "'none', 'default', 'reduce-overhead' or 'max-autotune'"),
-        ("training", "depthwise", "cudnn", "str", "'torch' or 'triton'"),
-        ("training", "deterministic", "maybe", "str", "boolean"),
-        ("training", "deterministic", 2, "int", "boolean"),
-        ("training", "epochs", "5", "str", "integer"),
-        ("training", "threads", True, "bool", "integer"),
-        ("study", "datasets", "toy", "str", "tuple"),
-        ("prepare", "short_side", [32], "list", "integer"),
+        ("training", "epochs", "many", "text", "an integer"),
+        ("training", "lr", "fast", "text", "a number"),
+        ("training", "epochs", 2.5, "number", "an integer"),
+        ("training", "schedule", "cosine", "text", "a section with keys of name, gamma"),
+        ("datasets", "toy", [], "list", "a section with keys of training, prepare"),
+        ("datasets", "toy", {"training": 3}, "integer", "a section, as {name: …}"),
+        ("training", "precision", "fp16", "text", "one of 'fp32', 'tf32' or 'bf16'"),
+        ("training", "compile", "fast", "text", "one of 'none', 'default', 'reduce-overhead' or 'max-autotune'"),
+        ("training", "compile", True, "true or false", "one of 'none', 'default', 'reduce-overhead' or 'max-autotune'"),
+        ("training", "depthwise", "cudnn", "text", "one of 'torch' or 'triton'"),
+        ("training", "deterministic", "maybe", "text", "true or false"),
+        ("training", "deterministic", 2, "integer", "true or false"),
+        ("training", "epochs", "5", "text", "an integer"),
+        ("training", "threads", True, "true or false", "an integer"),
+        ("training", "augmentation", {"scale": [0.1, 0.5, 1.0]}, "list", "a list of 2 or fewer"),
+        ("study", "datasets", "toy", "text", "a list, as [a, b]"),
+        ("study", "seeds", [], "list", "a list of 1 or more"),
+        ("study", "name", 3, "integer", "text; put quotes around it"),
+        ("prepare", "short_side", [32], "list", "an integer"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_told_with_key_found_and_expected(
@@ -159,8 +164,70 @@ def test_a_value_of_the_wrong_type_is_told_with_key_found_and_expected(
     tiny[section][key] = value
     message = refusal(tiny)
     assert f"{section}.{key}" in message
-    assert f"found {value!r} ({kind})" in message
-    assert expected in message.partition("expected: ")[2]
+    assert f"found {next(iter(value.values())) if isinstance(value, dict) else value!r} ({kind})" in message
+    assert message.partition("expected: ")[2] == expected
+
+
+def test_null_where_a_value_is_wanted_is_said_in_yamls_word(tiny: Raw) -> None:
+    tiny["training"]["lr"] = None
+    assert refusal(tiny) == "params.yaml: training.lr: found nothing (null), expected: a number"
+
+
+def test_a_list_that_is_too_short_is_shown(tiny: Raw) -> None:
+    tiny["training"]["augmentation"] = {"scale": [0.5]}
+    message = refusal(tiny)
+    assert message == "params.yaml: training.augmentation.scale: found [0.5] (list), expected more entries; add them"
+
+
+@pytest.mark.parametrize("kind", ["datasets", "strategies"])
+@pytest.mark.parametrize("name", ["a/b", "..", "-x", "a b", "", "ä"])
+def test_a_name_that_cannot_be_a_folder_is_refused(tiny: Raw, kind: str, name: str) -> None:
+    tiny[kind][name] = {}
+    assert refusal(tiny) == (
+        f"params.yaml: {kind}: found {name!r} (text), expected: a name of letters, digits, '.', '_' and '-' that "
+        "begins with none of '.' and '-'"
+    )
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", ""])
+def test_a_study_takes_such_a_name_neither(tiny: Raw, name: str) -> None:
+    tiny["study"]["name"] = name
+    assert f"study.name: found {name!r} (text), expected: a name of letters" in refusal(tiny)
+
+
+def test_a_key_that_is_no_text_is_to_be_quoted(tiny: Raw) -> None:
+    tiny["datasets"][10] = {}
+    assert refusal(tiny) == "params.yaml: datasets: found 10 (integer), expected: text; put quotes around it"
+
+
+# A section of which only the name is there
+
+
+def test_an_empty_section_is_taken_as_one_without_settings(tiny: Raw, tmp_path: Path) -> None:
+    tiny["datasets"]["toy"] = tiny["strategies"]["same_lr"] = None
+    tiny["training"]["schedule"] = tiny["backbone"] = None
+    path = written(tmp_path, tiny)
+    path.write_text(path.read_text().replace("null", ""))
+    loaded = params.load(path)
+    assert loaded.datasets["toy"] == DatasetParams()
+    assert loaded.plan_for("same_lr") == "same_lr"
+    assert loaded.training.schedule == ScheduleParams()
+
+
+@pytest.mark.parametrize("empty", [{"training": None}, {"training": {"schedule": None}}, {"prepare": None}])
+def test_an_empty_section_overrides_nothing(tiny: Raw, empty: Raw) -> None:
+    tiny["training"]["schedule"] = {"name": "cosine"}
+    before = params.parse(tiny)
+    tiny["datasets"]["toy"] = empty
+    loaded = params.parse(tiny)
+    assert loaded.training_for("toy", "same_lr") == before.training_for("toy", "same_lr")
+    assert loaded.prepare_for("toy") == before.prepare_for("toy")
+
+
+@pytest.mark.parametrize("section", ["datasets", "strategies", "study"])
+def test_an_empty_section_that_must_not_be_is_refused(tiny: Raw, section: str) -> None:
+    tiny[section] = None
+    assert section in refusal(tiny)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +251,22 @@ def test_a_number_outside_its_range_is_told_with_key_and_found(tiny: Raw, sectio
     assert f"{section}.{key}: found {value!r}" in message
 
 
-@pytest.mark.parametrize("seeds", [[-1], [0, -5]])
-def test_a_negative_seed_is_refused(tiny: Raw, seeds: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        ([-1], "study.seeds[0]: found -1 (integer), expected: a number of at least 0"),
+        ([0, -5], "study.seeds[1]: found -5 (integer), expected: a number of at least 0"),
+        ([2**63], f"study.seeds[0]: found {2**63} (integer), expected: a number of at most {2**63 - 1}"),
+    ],
+)
+def test_a_seed_that_pytorch_does_not_take_is_refused(tiny: Raw, seeds: list[int], expected: str) -> None:
     tiny["study"]["seeds"] = seeds
-    assert "study.seeds" in refusal(tiny)
+    assert refusal(tiny) == f"params.yaml: {expected}"
+
+
+def test_the_largest_seed_is_taken(tiny: Raw) -> None:
+    tiny["study"]["seeds"] = [2**63 - 1]
+    assert params.parse(tiny).study.seeds == (2**63 - 1,)
 
 
 def test_a_negative_split_seed_is_refused(tiny: Raw) -> None:
@@ -377,6 +456,45 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         params.load(tmp_path / "absent.yaml")
 
 
+@pytest.mark.parametrize(("name", "why"), [(".", "Is a directory"), ("params.yaml/more", "Not a directory")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, tiny: Raw, name: str, why: str) -> None:
+    written(tmp_path, tiny)
+    path = tmp_path / name
+    with pytest.raises(InputError, match=re.escape(f"{path}: cannot be read ({why}); name a file with --params")):
+        params.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (
+            "study: {}\ntraining:\n  epochs: 6\n  lr: 1\n  epochs: 7\n",
+            "key 'epochs' in line 5 stands in line 3 already",
+        ),
+        ("study: {}\nprepare: {}\nstudy: {}\n", "key 'study' in line 3 stands in line 1 already"),
+        ("study: {seeds: [0], seeds: [1]}", "key 'seeds' in line 1 stands in line 1 already"),
+        ("training: {1: a, 1: b}", "key '1' in line 1 stands in line 1 already"),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_its_lines(tmp_path: Path, text: str, where: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        params.load(path)
+    assert str(caught.value) == f"{path}: {where}; keep one of them"
+
+
+def test_equal_keys_of_different_sections_and_of_a_yaml_merge_are_no_duplicates(tmp_path: Path, tiny: Raw) -> None:
+    path = tmp_path / "params.yaml"
+    del tiny["strategies"]
+    tiny["study"]["strategies"] = ["same_lr", "slow"]
+    own = "strategies:\n  same_lr: &own {training: {lr: 0.5, epochs: 3}}\n  slow: {<<: *own, plan: separate_lr}\n"
+    path.write_text(yaml.safe_dump(tiny) + own)
+    loaded = params.load(path)
+    assert loaded.training_for("toy", "slow").lr == 0.5
+    assert loaded.plan_for("slow") == "separate_lr"
+
+
 @pytest.mark.parametrize("text", ["study: [", "a: b: c", "\tstudy: 1"])
 def test_a_file_that_is_not_yaml_is_named_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
@@ -387,11 +505,13 @@ def test_a_file_that_is_not_yaml_is_named_in_one_line(tmp_path: Path, text: str)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- a\n", "list"), ("word\n", "str")])
+@pytest.mark.parametrize(
+    ("text", "kind"), [("", "nothing (null)"), ("- a\n", "['a'] (list)"), ("word\n", "'word' (text)")]
+)
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=f"found {kind}, expected a mapping"):
+    with pytest.raises(InputError, match=re.escape(f"found {kind}, expected a mapping")):
         params.load(path)
 
 
@@ -436,6 +556,11 @@ def test_an_override_without_key_or_value_is_refused(tmp_path: Path, tiny: Raw, 
 def test_an_override_below_a_plain_value_is_refused(tmp_path: Path, tiny: Raw) -> None:
     with pytest.raises(InputError, match="lr is not a section"):
         overridden(tmp_path, tiny, "training.lr.gamma=3")
+
+
+def test_an_override_with_a_key_given_twice_is_refused(tmp_path: Path, tiny: Raw) -> None:
+    with pytest.raises(InputError, match="not a YAML value"):
+        overridden(tmp_path, tiny, "training={lr: 1, lr: 2}")
 
 
 def test_an_override_that_is_not_yaml_is_refused(tmp_path: Path, tiny: Raw) -> None:

@@ -85,6 +85,13 @@ def test_without_a_winner_there_is_nothing_to_register(tracked: Layout) -> None:
         registry.register(comparison(None), tracked, PARAMS, silent)
 
 
+def test_a_comparison_that_lacks_a_data_set_is_refused_before_anything_is_registered(tracked: Layout) -> None:
+    lacking = {"datasets": {"cub200": comparison(FIRST)["datasets"]["toy"]}}
+    with pytest.raises(InputError, match=r"^the comparison has no toy; make it with `dvc repro`$"):
+        registry.register(lacking, tracked, PARAMS, silent)
+    assert versions(tracked) == []
+
+
 def test_a_winner_that_is_not_tracked_says_what_to_do(layout: Layout) -> None:
     with pytest.raises(InputError, match=r"^toy/same_lr/0 \(run_key key-same_lr-0\): .*`finetune track` first"):
         registry.register(comparison(FIRST), layout, PARAMS, silent)

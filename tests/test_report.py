@@ -4,6 +4,7 @@ import pytest
 
 from finetune import report
 from finetune.comparison import compare
+from finetune.errors import InputError
 from finetune.study import Layout, Run
 from synthetic_study import make_params, write_run, write_toy_study
 
@@ -133,6 +134,31 @@ def test_a_study_of_one_strategy_has_nothing_to_compare(tmp_path):
 )
 def test_the_report_says_how_far_published_numbers_compare(tmp_path, edition, words):
     assert words in _report(tmp_path, _one_run_each(tmp_path, edition=edition))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"datasets": ("toy", "food101")}, "compares datasets toy, but the study has toy, food101;"),
+        ({"strategies": ("same_lr",)}, "compares strategies same_lr, separate_lr, but the study has same_lr;"),
+        ({"seeds": (0, 1, 2)}, "compares seeds 0, 1, but the study has 0, 1, 2;"),
+    ],
+)
+def test_a_comparison_of_another_study_is_refused_and_the_old_report_stays(tmp_path, other, words):
+    compared = compare(write_toy_study(tmp_path), Layout(tmp_path))
+    older = tmp_path / "report" / "report.md"
+    older.parent.mkdir()
+    older.write_text("older")
+    with pytest.raises(InputError, match=f"{words} .*`dvc repro`"):
+        report.write(make_params(**other), compared, Layout(tmp_path))
+    assert [path.name for path in older.parent.iterdir()] == ["report.md"] and older.read_text() == "older"
+
+
+def test_a_comparison_with_another_baseline_is_refused(tmp_path):
+    compared = compare(write_toy_study(tmp_path), Layout(tmp_path))
+    compared["study"]["baseline"] = "separate_lr"
+    with pytest.raises(InputError, match="compares baseline separate_lr, but the study has same_lr;"):
+        report.write(make_params(), compared, Layout(tmp_path))
 
 
 def test_an_older_report_is_replaced_whole(tmp_path):

@@ -70,6 +70,69 @@ def test_json_that_is_damaged_is_refused_naming_it(tmp_path: Path) -> None:
         runs.read_json(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "mend"),
+    [
+        ("prepared/cub200/meta.json", "make it again with `dvc repro -f -s prepare@cub200`"),
+        ("runs/toy/same_lr/0/run.json", "make it again with `dvc repro -f -s train@toy-same_lr-0`"),
+        ("evaluations/toy/same_lr/0/metrics.json", "make it again with `dvc repro -f -s evaluate@toy-same_lr-0`"),
+        ("comparison/comparison.json", "make it again with `dvc repro -f -s compare`"),
+        ("elsewhere.json", "make it again with `dvc repro`"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[]", "found a list, expected a mapping"),
+        ("{", "not valid JSON"),
+        ('{"other": {}}', "lacks 'wanted', so it is damaged or of another version"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_stage_that_makes_it_again(
+    tmp_path: Path, place: str, mend: str, text: str, found: str
+) -> None:
+    path = tmp_path / place
+    runs.write_text(path, text)
+    with pytest.raises(InputError) as caught:
+        runs.read_json(path)["wanted"]
+    assert str(caught.value) == f"{path}: {found}; {mend}"
+
+
+def test_a_damaged_file_made_outside_dvc_is_to_be_deleted(tmp_path: Path) -> None:
+    path = tmp_path / ".finetune" / "runs" / "f00d" / "runs" / "toy" / "same_lr" / "0" / "run.json"
+    runs.write_text(path, "[]")
+    with pytest.raises(InputError, match=f"delete {path.parent} and repeat what made it"):
+        runs.read_json(path)
+
+
+def test_a_key_is_missed_at_any_depth_and_what_is_there_is_a_plain_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    runs.write_json(path, {"test": {"acc": 0.5}, "of": [{"a": 1}]})
+    found = runs.read_json(path)
+    assert found == {"test": {"acc": 0.5}, "of": [{"a": 1}]}
+    assert "val" not in found and found.get("val") is None
+    for section, key in ((found["test"], "loss"), (found["of"][0], "b")):
+        with pytest.raises(InputError, match=f"{path}: lacks '{key}'"):
+            section[key]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"epoch\n1\n", "lacks 'val/acc'"),
+        (b"val/acc\nhigh\n", "holds what is no number"),
+        (b"val/acc\n1,2\n", "holds what is no number"),
+        (b'val/acc\n"1', "not valid CSV"),
+        (b"val/acc\n\xff\n", "not valid CSV"),
+    ],
+)
+def test_a_damaged_table_is_refused_naming_it(tmp_path: Path, text: bytes, found: str) -> None:
+    path = tmp_path / "curves.csv"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=f"{path}: {found}.*make it again with `dvc repro`"):
+        runs.read_curves(path)[0]["val/acc"]
+
+
 def test_a_missing_value_in_the_curves_is_nan(tmp_path: Path) -> None:
     runs.write_csv(tmp_path / "curves.csv", [{"epoch": 1, "val/acc": None}])
     (row,) = runs.read_curves(tmp_path / "curves.csv")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from finetune import datasets
+from finetune.errors import InputError
 from finetune.samples import STAND_INS, UPSTREAM_CLASSES, draw, draw_one, shapes, sketches, upstream, upstream_example
 
 ARCHIVES = {
@@ -178,3 +179,20 @@ def test_hsv_gives_the_wheel_s_corners() -> None:
     assert shapes.hsv(1 / 3, 1, 1) == (0, 255, 0)
     assert shapes.hsv(2 / 3, 1, 1) == (0, 0, 255)
     assert shapes.hsv(0.7, 0, 0.5) == (128, 128, 128)
+
+
+def test_another_editions_archive_is_never_overwritten(tmp_path: Path) -> None:
+    mine = tmp_path / "food101" / "food-101.tar.gz"
+    mine.parent.mkdir()
+    mine.write_bytes(b"the official one")
+    with pytest.raises(InputError, match=r"food101/food-101\.tar\.gz: is there with md5 .* another folder"):
+        draw(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    assert mine.read_bytes() == b"the official one"
+
+
+def test_the_sample_edition_is_drawn_over_itself(edition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("finetune.samples.edition.draw_one", lambda name, _: drawn.append(name))
+    draw(edition)
+    assert drawn == list(STAND_INS)

@@ -132,6 +132,29 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "toy")
 
 
+@pytest.mark.parametrize(
+    ("text", "found"), [("[]", "found a list"), ("{}", "store format None"), ("x", "not valid JSON")]
+)
+def test_a_damaged_meta_file_is_refused_with_the_stage_that_makes_it_again(
+    tmp_path: Path, text: str, found: str
+) -> None:
+    place = tmp_path / "prepared" / "toy"
+    write(place)
+    (place / "meta.json").write_text(text)
+    with pytest.raises(InputError, match=rf"{place}.*{found}.*make it again with `dvc repro -. -. prepare@toy`"):
+        open_store(place)
+
+
+@pytest.mark.parametrize("key", ["digest", "classes"])
+def test_what_the_meta_file_lacks_is_named(tmp_path: Path, key: str) -> None:
+    place = tmp_path / "prepared" / "toy"
+    write(place)
+    (place / "meta.json").write_text('{"format": 1}')
+    store = open_store(place)
+    with pytest.raises(InputError, match=rf"meta\.json: lacks '{key}', .*`dvc repro -f -s prepare@toy`"):
+        getattr(store, key)
+
+
 def test_truncated_pixels_are_refused_with_both_sizes(tmp_path: Path) -> None:
     store = write(tmp_path / "toy")
     file = tmp_path / "toy" / "test.u8"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune import params, study
+from finetune import datasets, params, study
 from finetune.errors import InputError
 from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
 from finetune.study import Layout, Run
@@ -55,7 +55,22 @@ def test_runs_come_data_set_by_data_set_then_strategy_then_seed(tiny: dict[str, 
 
 
 def test_a_known_run_passes(tiny: dict[str, Any]) -> None:
-    study.check_run(params.parse(tiny), "toy", "same_lr")
+    tiny["datasets"]["cub200"] = {}
+    study.check_run(params.parse(tiny), "cub200", "same_lr")
+
+
+def test_a_data_set_without_a_reader_is_named_with_the_nearest_and_all(tiny: dict[str, Any]) -> None:
+    tiny["datasets"]["cub20"] = {}
+    with pytest.raises(
+        InputError, match=r"'cub20' .* has no reader src/finetune/datasets/cub20\.py; did you mean 'cub200'\?"
+    ):
+        study.check_run(params.parse(tiny), "cub20", "same_lr")
+
+
+def test_the_first_data_set_without_a_reader_is_named() -> None:
+    study.check_readers(datasets.names())
+    with pytest.raises(InputError, match=r"'toy' .*known: cars196, cifar10, cifar100, cub200, food101"):
+        study.check_readers(["cifar10", "toy", "art"])
 
 
 def test_an_unknown_data_set_is_named_with_the_nearest_and_all(tiny: dict[str, Any]) -> None:

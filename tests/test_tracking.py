@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities import Run as TrackedRun
 
@@ -71,7 +72,11 @@ def test_everything_of_a_run_is_sent(home: Path, there: Experiment) -> None:
     assert artifacts == {"run.json", "audit.csv", "curves.png", "confusion_matrix.png"}
     [data] = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("toy", "c58f30108f718f92721af3b95e74349a")
-    assert {tag.key: tag.value for tag in data.tags}["dvc.md5"] == "c58f30108f718f92721af3b95e74349a"
+    assert {tag.key: tag.value for tag in data.tags} == {
+        "mlflow.data.context": "training",
+        "archive.md5": "c58f30108f718f92721af3b95e74349a",
+        "edition": "sample",
+    }
     assert there.model_id(run) is not None
 
 
@@ -250,10 +255,111 @@ def test_under_mlflow_run_one_run_is_completed_in_place(
 ) -> None:
     made = there.client.create_run(there.id, run_name="bold-newt-123")
     there.client.log_param(made.info.run_id, "dataset", "toy")  # as `mlflow run -P` does
+    there.client.set_tag(made.info.run_id, "mlflow.source.type", "PROJECT")
+    there.client.set_tag(made.info.run_id, "mlflow.source.name", "git@example.org:study.git#")
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     tracking.track_run(PARAMS, write_study(home, PARAMS), RUN)
     run = there.client.get_run(made.info.run_id)
     assert run.info.run_name == "toy/same_lr/0"
     assert run.info.status == "RUNNING"  # `mlflow run` ends it
     assert run.data.metrics["test/acc"] == 4 / 6
+    assert run.data.tags["mlflow.source.type"] == "PROJECT"
+    assert run.data.tags["mlflow.source.name"] == "git@example.org:study.git#"
+    assert run.data.tags["mlflow.source.git.commit"] == "a" * 40
     assert len(there.client.search_runs([there.id])) == 1
+
+
+def test_the_hash_that_data_dvc_has_is_sent_beside_the_archives(home: Path, there: Experiment) -> None:
+    out = {"path": "data/toy", "md5": "abc.dir", "nfiles": 9}
+    (home / "data.dvc").write_text(yaml.safe_dump({"outs": [out]}))
+    tracking.track(PARAMS, write_study(home, PARAMS), silent)
+    [data] = run_of(there).inputs.dataset_inputs
+    tags = {tag.key: tag.value for tag in data.tags}
+    assert (tags["dvc.md5"], tags["archive.md5"]) == ("abc.dir", "c58f30108f718f92721af3b95e74349a")
+
+
+# Runs outside DVC
+
+
+def write_side_run(home: Path, folder: str = "a", run_id: str | None = None, of: str = "tiny") -> Layout:
+    """A whole run outside DVC of the study's one cell."""
+    layout = Layout(home / ".finetune" / "runs" / folder)
+    write_run(layout.root, PARAMS, RUN, "aside")
+    tracking.note_side_run(make_params(strategies=("same_lr",), name=of), layout, RUN, run_id)
+    return layout
+
+
+def side_run_of(there: Experiment, key: str = "aside") -> TrackedRun:
+    found = there.beside(RECORD).find(key)
+    assert found is not None
+    return found
+
+
+def test_a_run_outside_dvc_is_sent_and_stands_back_for_the_studys_own(home: Path, there: Experiment) -> None:
+    layout, said = write_study(home, PARAMS), []
+    write_side_run(home)
+    sent = tracking.track(PARAMS, layout, said.append)
+    assert (sent["runs"], sent["models"], sent["retired"]) == (2, 2, 0)
+    assert said[1].startswith(f"toy/same_lr/0 in {home}/.finetune/runs/a: sent 1 runs, ")
+    side = side_run_of(there)
+    assert (side.info.status, side.data.metrics["test/acc"]) == ("FINISHED", 4 / 6)
+    assert side.data.tags["current"] == "false"
+    assert run_of(there).data.tags["current"] == "true"
+    assert tracking.track(PARAMS, layout, silent) == NOTHING
+
+
+def test_runs_outside_dvc_are_sent_before_the_study_has_begun(home: Path, there: Experiment) -> None:
+    write_side_run(home)
+    assert tracking.track(PARAMS, Layout(home), silent)["runs"] == 1
+    assert side_run_of(there).data.tags["current"] == "true"
+    assert tracking.track(PARAMS, Layout(home), silent) == NOTHING
+    assert tracking.track(PARAMS, write_study(home, PARAMS), silent)["retired"] == 1
+    assert side_run_of(there).data.tags["superseded_by"] == run_of(there).info.run_id
+    assert tracking.track(PARAMS, Layout(home), silent) == NOTHING
+
+
+def test_a_run_of_mlflow_run_is_completed_in_its_own_experiment(home: Path, there: Experiment) -> None:
+    mine = there.client.create_experiment("mine", (home / "mine").as_uri())
+    made = there.client.create_run(mine, run_name="bold-newt-123").info.run_id
+    write_side_run(home, made, run_id=made)
+    layout = write_study(home, PARAMS)
+    assert tracking.track(PARAMS, layout, silent)["runs"] == 1  # the study's own
+    tags = there.client.get_run(made).data.tags
+    assert (tags["run_key"], tags["current"], tags["outside_dvc"]) == ("aside", "true", "true")
+    assert there.client.get_run(made).info.status == "FINISHED"
+    assert tracking.track(PARAMS, layout, silent) == NOTHING
+
+
+def test_the_same_training_in_two_folders_is_sent_once(home: Path, there: Experiment) -> None:
+    write_side_run(home, "a")
+    write_side_run(home, "b")
+    assert tracking.track(PARAMS, Layout(home), silent)["runs"] == 1
+    assert tracking.track(PARAMS, Layout(home), silent) == NOTHING
+
+
+def test_a_run_outside_dvc_that_its_user_deleted_stays_deleted(home: Path, there: Experiment) -> None:
+    write_side_run(home)
+    tracking.track(PARAMS, Layout(home), silent)
+    there.client.delete_run(side_run_of(there).info.run_id)
+    assert tracking.track(PARAMS, Layout(home), silent) == NOTHING
+    assert there.beside(RECORD).find("aside") is None
+
+
+def test_another_studys_run_outside_dvc_is_left_alone(home: Path, there: Experiment) -> None:
+    write_side_run(home, of="other")
+    assert tracking.track(PARAMS, write_study(home, PARAMS), silent)["runs"] == 1
+
+
+def test_a_broken_run_outside_dvc_is_named_and_passed_over(home: Path, there: Experiment) -> None:
+    layout, said = write_study(home, PARAMS), []
+    (write_side_run(home).run(RUN) / runs.MODEL).unlink()
+    assert tracking.track(PARAMS, layout, said.append)["runs"] == 1
+    assert said[0].startswith(f"{home}/.finetune/runs/a: passed over, it is not whole (")
+
+
+def test_a_run_outside_dvc_notes_the_run_it_was_sent_into(home: Path, there: Experiment) -> None:
+    layout = write_side_run(home)
+    tracking.track_run(PARAMS, layout, RUN)
+    note = runs.read_json(layout.root / "side_run.json")
+    assert note["run_id"] == side_run_of(there).info.run_id
+    assert tracking.track(PARAMS, Layout(home), silent) == NOTHING

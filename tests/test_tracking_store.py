@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,58 @@ def test_an_unreachable_store_is_one_sentence(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match=r"^MLflow at http://127\.0\.0\.1:9: .*; start that server"):  # noqa: SIM117
         with tracking_store.reported(home):
             tracking_store.connect(home)
+
+
+def test_a_password_is_never_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = move_home(monkeypatch, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError) as caught, tracking_store.reported(home):
+        tracking_store.connect(home)
+    assert str(caught.value).startswith("MLflow at http://***@127.0.0.1:9: ")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://me:secret@host:5000/path", "http://***@host:5000/path"),
+        ("see https://me:p@ss@host.", "see https://***@host."),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+    ],
+)
+def test_user_and_password_are_left_out_of_addresses(text: str, expected: str) -> None:
+    assert tracking_store.redacted(text) == expected
+
+
+def test_a_file_that_is_no_database_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = move_home(monkeypatch, tmp_path)
+    (home / "mlflow.db").write_text("no database " * 1000)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=rf"^{home}/mlflow\.db: is no SQLite database; move the file away"):  # noqa: SIM117
+        with tracking_store.reported(home):
+            tracking_store.connect(home)
+    assert time.monotonic() - began < 5
+
+
+def test_a_request_that_a_sound_database_refuses_leaves_the_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = move_home(monkeypatch, tmp_path)
+    with pytest.raises(InputError, match=r"mlflow\.db: .*no-such-run.*; mend that and repeat the command$"):  # noqa: SIM117
+        with tracking_store.reported(home):
+            tracking_store.connect(home)[0].get_run("no-such-run")
+
+
+def test_a_damaged_database_is_one_sentence_without_sql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = move_home(monkeypatch, tmp_path)
+    content = (home / "mlflow.db").read_bytes()
+    (home / "mlflow.db").write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(InputError) as caught, tracking_store.reported(home):
+        tracking_store.connect(home)
+    assert str(caught.value).startswith(f"MLflow at sqlite:///{home}/mlflow.db: database disk image is malformed; ")
+    assert "move the file away" in str(caught.value)
 
 
 def test_a_long_reason_is_cut() -> None:

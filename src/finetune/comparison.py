@@ -1,6 +1,5 @@
 """Run and evaluation folders -> tables with seed spread, paired differences, costs, published numbers beside ours."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from finetune.spread import accuracy, difference, per_image, spread
 from finetune.study import Layout, Run
 from finetune.tables import flat, table
 
-__all__ = ["compare", "read", "row_of", "table", "write"]
+__all__ = ["compare", "read", "require_study", "row_of", "table", "write"]
 
 # What `write` puts into its folder.
 COMPARISON, TABLE, METRICS, CURVES = "comparison.json", "comparison.csv", "metrics.json", "curves.csv"
@@ -87,22 +86,27 @@ def read(folder: Path) -> dict[str, Any]:
     """What `compare` returned, from where `write` put it.
 
     Raises:
-        InputError: a file is missing.
+        InputError: a file is missing or damaged.
     """
     comparison = runs.read_json(folder / COMPARISON)
-    try:
-        with (folder / CURVES).open(newline="") as file:
-            curves = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise InputError(f"{folder / CURVES}: no such file; make it with `dvc repro`") from None
-    return comparison | {
-        "curves": [
-            {"dataset": row["dataset"], "strategy": row["strategy"]}
-            | {k: int(row[k]) for k in ("seed", "epoch")}
-            | {k: float(row[k]) if row[k] else None for k in CURVE_METRICS}
-            for row in curves
-        ]
-    }
+    comparison["curves"] = [
+        {"dataset": row["dataset"], "strategy": row["strategy"]}
+        | {k: int(row[k]) for k in ("seed", "epoch")}
+        | {k: float(row[k]) if row[k] else None for k in CURVE_METRICS}
+        for row in runs.read_csv(folder / CURVES)
+    ]
+    return comparison
+
+
+def require_study(comparison: Mapping[str, Any], params: Params) -> None:
+    """Raise InputError unless the comparison is of the study's very data sets, strategies, seeds and baseline."""
+    study_now = params.study.model_dump(mode="json")
+    for key in ("datasets", "strategies", "seeds", "baseline"):
+        if (compared := comparison["study"][key]) != study_now[key]:
+            raise InputError(
+                f"{COMPARISON}: compares {key} {_listed(compared)}, but the study has {_listed(study_now[key])}; put "
+                "the study's lists into params.yaml and make the comparison again with `dvc repro`"
+            )
 
 
 def row_of(comparison: Mapping[str, Any], dataset: str, strategy: str) -> Mapping[str, Any]:
@@ -132,8 +136,8 @@ def _read(run: Run, layout: Layout) -> _Record:
             f"{where / runs.METRICS}: evaluates run {metrics['run_key']}, but the run folder holds "
             f"{folder.run['run_key']}; evaluate it again with `dvc repro`"
         )
-    with (where / runs.PREDICTIONS).open(newline="") as file:
-        pairs = np.array([(int(row["label"]), int(row["prediction"])) for row in csv.DictReader(file)])
+    rows = runs.read_csv(where / runs.PREDICTIONS)
+    pairs = np.array([(int(row["label"]), int(row["prediction"])) for row in rows]).reshape(-1, 2)
     if len(pairs) != metrics["test"]["images"]:
         raise InputError(
             f"{where / runs.PREDICTIONS}: found {len(pairs)} predictions, expected {metrics['test']['images']} as "
@@ -239,3 +243,7 @@ def _run(record: _Record) -> dict[str, Any]:
 def _curve_row(run: Run, epoch: Mapping[str, float]) -> dict[str, Any]:
     values = {key: None if math.isnan(epoch[key]) else epoch[key] for key in CURVE_METRICS}
     return {**dataclasses.asdict(run), "epoch": int(epoch["epoch"]), **values}
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

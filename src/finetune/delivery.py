@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import runs, serving
+from finetune import data_file, runs, serving, study
 from finetune.errors import InputError
 from finetune.experiment import Experiment, data_md5, epoch_metrics
 from finetune.study import Layout, Run
@@ -61,7 +61,7 @@ def send(experiment: Experiment, source: Finished, there: "entities.Run | None")
         there = experiment.create(folder.run, _milliseconds(folder.provenance["started"]))
         sent["runs"] = 1
     run_id = there.info.run_id
-    sent["fields"] = experiment.complete(there, folder.run, _provenance_tags(folder))
+    sent["fields"] = experiment.complete(there, folder.run, _provenance_tags(folder, there.data.tags))
     _log_metrics(experiment, run_id, [m for row in lacking for m in epoch_metrics(row)])
     sent["epochs"] = len(lacking)
     sent["metrics"] = _send_results(experiment, there, source)
@@ -120,13 +120,13 @@ def _log_metrics(experiment: Experiment, run_id: str, metrics: "Sequence[entitie
         experiment.client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
-def _provenance_tags(folder: runs.RunFolder) -> dict[str, str]:
+def _provenance_tags(folder: runs.RunFolder, had: Mapping[str, str]) -> dict[str, str]:
     provenance = folder.provenance
     tags = {f"provenance.{key}": str(provenance[key]) for key in ("git_dirty", "machine", "device", "python", "torch")}
-    tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": "finetune"}
+    source = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "finetune"}
     if provenance["git_commit"]:
-        tags["mlflow.source.git.commit"] = provenance["git_commit"]
-    return tags
+        source["mlflow.source.git.commit"] = provenance["git_commit"]
+    return tags | {key: value for key, value in source.items() if key not in had}  # `mlflow run` sets its own
 
 
 def _dataset_input(run: Mapping[str, Any]) -> "entities.DatasetInput":
@@ -136,7 +136,9 @@ def _dataset_input(run: Mapping[str, Any]) -> "entities.DatasetInput":
     # MLflow takes 36 characters at most; so one digest over the archives', where there are several.
     digest = md5 if len(run["data_md5"]) == 1 else hashlib.md5(md5.encode(), usedforsecurity=False).hexdigest()
     archives = Dataset(run["dataset"], digest, "local", json.dumps({"uri": f"data/{run['dataset']}"}))
-    tags = {"mlflow.data.context": "training", "dvc.md5": md5, "edition": run["edition"]}
+    tags = {"mlflow.data.context": "training", "archive.md5": md5, "edition": run["edition"]}
+    if folder := data_file.folder_md5(study.anchor(), run["dataset"], run["data_md5"]):
+        tags["dvc.md5"] = folder
     return DatasetInput(archives, [InputTag(k, v) for k, v in tags.items()])
 
 

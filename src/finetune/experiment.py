@@ -6,18 +6,20 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from finetune.errors import InputError
-from finetune.tracking_store import attached_run_id, connect, store_lock, workspace
+from finetune.tracking_store import attached_run_id, connect, redacted, store_lock, workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
+CELL = ("dataset", "strategy", "seed")
+SIDE = "outside_dvc"  # the tag of such runs
 _DATABASES = ("sqlite", "mysql", "postgresql", "mssql")
 _DEFAULT_EXPERIMENT = "0"  # where `mlflow run` puts runs when no experiment is named
 _INVENTED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # as MLflow names a run that nobody named
@@ -46,20 +48,39 @@ class Experiment:
     uri: str
     id: str
     study: str
-    aside: bool  # opened in a temporary experiment of DVC's, whose runs never take the place of the workspace's
+    aside: bool  # its runs never take the place of the study's own: those of DVC's temporary experiments, …
+    side: bool = False  # for runs outside DVC, which lie beside the study's own
 
     def tags(self, run: Mapping[str, Any]) -> dict[str, str]:
         """The tags of the run that `run` (the content of run.json) describes."""
         keys = ("dataset", "strategy", "seed", "plan", "run_key", "edition")
         own = {key: str(run[key]) for key in keys}
-        return {**own, "study": self.study, "current": "false" if self.aside else "true"}
+        own |= {"study": self.study, "current": "false" if self.aside else "true"}
+        return own | ({SIDE: "true"} if self.side else {})
+
+    def beside(self, run: Mapping[str, Any]) -> "Experiment":
+        """The same for `run` (the content of run.json) outside DVC: aside where the study's own run of its cell is."""
+        place = cell({key: str(run[key]) for key in CELL})
+        own = any(cell(other.data.tags) == place and SIDE not in other.data.tags for other in self.current())
+        return replace(self, side=True, aside=self.aside or own)
 
     def find(self, run_key: str) -> "Run | None":
-        """The latest run that carries `run_key`."""
+        """The latest run that carries `run_key`: the study's own, or for runs outside DVC such a one."""
         found = self.client.search_runs(
-            [self.id], f"tags.run_key = '{run_key}'", order_by=["attributes.start_time DESC"], max_results=1
+            [self.id], f"tags.run_key = '{run_key}'", order_by=["attributes.start_time DESC"]
         )
-        return found[0] if found else None
+        return next((run for run in found if (SIDE in run.data.tags) == self.side), None)
+
+    def get(self, run_id: str) -> "Run | None":
+        """The run of that id, in whichever experiment; None where this server never had it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def current(self) -> "list[Run]":
         """The study's runs that are tagged as current: what its comparison shows."""
@@ -108,7 +129,7 @@ class Experiment:
 
 def cell(tags: Mapping[str, str]) -> tuple[str | None, ...]:
     """What only one run at a time is current for: (data set, strategy, seed), as tags."""
-    return tuple(tags.get(name) for name in ("dataset", "strategy", "seed"))
+    return tuple(tags.get(name) for name in CELL)
 
 
 def run_name(run: Mapping[str, Any]) -> str:
@@ -140,7 +161,7 @@ def epoch_metrics(row: Mapping[str, float | None]) -> "list[Metric]":
 
 
 def data_md5(run: Mapping[str, Any]) -> str:
-    """The md5 of the data set's archive, as DVC records it; `archive=md5, …` where there are several."""
+    """The md5 of the data set's archive; `archive=md5, …` where there are several."""
     md5 = run["data_md5"]
     return next(iter(md5.values())) if len(md5) == 1 else ", ".join(f"{name}={md5[name]}" for name in sorted(md5))
 
@@ -173,7 +194,7 @@ def _experiment_id(client: "MlflowClient", uri: str, home: Path, study: str) -> 
     found = client.get_experiment(id_)
     if found.lifecycle_stage == "deleted":
         raise InputError(
-            f"MLflow at {uri}: experiment {found.name} is deleted; restore it with "
+            f"MLflow at {redacted(uri)}: experiment {found.name} is deleted; restore it with "
             f"`mlflow experiments restore --experiment-id {id_}`"
         )
     tag, state = f"mlflow.sharedViewState.{_VIEW}", json.dumps(_VIEW_STATE)

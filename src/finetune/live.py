@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from finetune import study
-from finetune.experiment import Experiment, cell, epoch_metrics, open_experiment
+from finetune.experiment import SIDE, Experiment, cell, epoch_metrics, open_experiment
 from finetune.params import Params
 from finetune.tracking_store import attached_run_id, one_line
 
@@ -24,8 +24,10 @@ class Live:
     manager, it ends the run as FAILED on an error, and as KILLED on KeyboardInterrupt or SystemExit (a signal).
     """
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, side: bool = False) -> None:
+        """`side`: the training is one outside DVC, which never takes the place of the study's own."""
         self._study = params.study.name
+        self._side = side
         self._given_up = False
         self._experiment: Experiment | None = None
         self._run: Run | None = None
@@ -56,21 +58,35 @@ class Live:
         """The training is whole; its run takes the place of earlier ones of the same data set, strategy and seed."""
         self._guard(self._finish)
 
+    def completed(self, send: Callable[[], None]) -> None:
+        """The run is evaluated too; `send` sends what is lacking, tried also after an earlier failure."""
+        try:
+            send()
+        except Exception as error:
+            self._say(error, "the run is whole")
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id in MLflow, if it has got there."""
+        return self._run.info.run_id if self._run else attached_run_id()
+
     def _guard(self, action: Callable[[], None]) -> None:
         if self._given_up:
             return
         try:
             action()
         except Exception as error:
+            self._say(error, "training goes on")
+
+    def _say(self, error: Exception, state: str) -> None:
+        if not self._given_up:
             self._given_up = True
-            print(
-                f"tracking failed: {one_line(error)}; training goes on, and `finetune track` sends the rest later",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"tracking failed: {one_line(error)}; {state}, and `finetune track` sends the rest later"
+            print(text, file=sys.stderr, flush=True)
 
     def _start(self, run: Mapping[str, Any]) -> None:
-        experiment = self._experiment = open_experiment(study.anchor(), self._study)
+        experiment = open_experiment(study.anchor(), self._study)
+        experiment = self._experiment = experiment.beside(run) if self._side else experiment
         client, attached = experiment.client, attached_run_id()
         found = client.get_run(attached) if attached else experiment.find(run["run_key"])
         if found is None:
@@ -94,10 +110,18 @@ class Live:
         run_id = self._run.info.run_id
         if not self._experiment.aside:
             for other in self._experiment.current():
-                if other.info.run_id != run_id and cell(other.data.tags) == cell(self._run.data.tags):
+                if other.info.run_id != run_id and self._replaces(other.data.tags):
                     self._experiment.retire(other.info.run_id, by=run_id)
         if not attached_run_id():  # `mlflow run` ends its own
             self._experiment.client.set_terminated(run_id, "FINISHED")
+
+    def _replaces(self, other: Mapping[str, str]) -> bool:
+        """The study's own run replaces all of its cell; one outside DVC only an earlier one of the same training."""
+        assert self._run is not None
+        own = self._run.data.tags
+        if self._side:
+            return SIDE in other and other["run_key"] == own["run_key"]
+        return cell(other) == cell(own)
 
     def _fail(self, status: str) -> None:
         if self._run is not None and self._experiment is not None:

@@ -1,29 +1,42 @@
 """params.yaml as frozen, validated models; an unknown key is an error that names the nearest known one."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from finetune.errors import InputError, suggest
+from finetune.params_file import NAME, merge, read, sentence
+
+
+def _filled(value: Any) -> Any:
+    """A section of which only the name is there is null in YAML: an empty one."""
+    return {} if value is None else value
+
+
+Name = Annotated[str, Field(pattern=NAME)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what PyTorch, NumPy and SQLite all take
+_OWN_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+Overrides = Annotated[dict[str, Any], BeforeValidator(_filled)]
+Sources = Annotated[dict[str, Annotated[tuple[str, ...], Field(strict=False)]], BeforeValidator(_filled)]
 
 
 class _Section(BaseModel):
     # Strict: the text "5" is no number. YAML has lists where we have tuples, so those alone are converted.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    _null = model_validator(mode="before")(_filled)
+
 
 class StudyParams(_Section):
     """Which runs there are: data sets x strategies x seeds."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    name: Name
     edition: str = "official"  # whose archives `prepare` accepts: sample | reduced | official | any
     datasets: tuple[str, ...] = Field(min_length=1, strict=False)
     strategies: tuple[str, ...] = Field(min_length=1, strict=False)
-    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1, strict=False)
+    seeds: tuple[Seed, ...] = Field(min_length=1, strict=False)
     baseline: str  # the strategy that the others are compared with
 
     @model_validator(mode="after")
@@ -42,7 +55,7 @@ class PrepareParams(_Section):
 
     short_side: int = Field(256, ge=8)  # pixels; larger images are shrunk to it, none is enlarged
     val_fraction: float = Field(0.1, ge=0.0, lt=1.0)  # of the official training split, stratified
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
 
 
 class BackboneParams(_Section):
@@ -99,10 +112,27 @@ class TrainingParams(_Section):
 
 
 class DatasetParams(_Section):
-    """A data set's own settings, over `training` and `prepare`."""
+    """A data set's own settings, over `training` and `prepare`; and how to read one that has no file of its own."""
 
-    training: dict[str, Any] = {}
-    prepare: dict[str, Any] = {}
+    training: Overrides = {}
+    prepare: Overrides = {}
+    sources: Sources = {}  # archive -> URLs or paths that `finetune fetch` tries in turn, instead of the known ones
+    reader: Literal["class_folders"] | None = None  # finetune.datasets.class_folders has the rules
+    title: str = ""  # as reports write it
+    archive: str = ""  # the file in data/<name>/, where there are several
+    test_fraction: float = Field(0.2, gt=0.0, lt=1.0)  # of each class, where the images come in one pool
+    test_seed: Seed = 0  # which of them
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "DatasetParams":
+        given = [key for key in ("title", "archive", "test_fraction", "test_seed") if key in self.model_fields_set]
+        if given and self.reader is None:
+            raise ValueError(f"{given[0]} is for data of one's own; add reader: class_folders, or remove it")
+        if self.archive and ("/" in self.archive or not self.archive.lower().endswith(_OWN_ARCHIVES)):
+            raise ValueError(
+                f"archive {self.archive!r} must be the name of a {' or '.join(_OWN_ARCHIVES)} in the data set's folder"
+            )
+        return self
 
 
 class StrategyParams(BaseModel):
@@ -111,7 +141,9 @@ class StrategyParams(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     plan: str = ""
-    training: dict[str, Any] = {}
+    training: Overrides = {}
+
+    _null = model_validator(mode="before")(_filled)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -125,16 +157,16 @@ class Params(_Section):
     prepare: PrepareParams = PrepareParams()
     backbone: BackboneParams = BackboneParams()
     training: TrainingParams = TrainingParams()
-    datasets: dict[str, DatasetParams]
-    strategies: dict[str, StrategyParams]
+    datasets: Annotated[dict[Name, DatasetParams], BeforeValidator(_filled)]
+    strategies: Annotated[dict[Name, StrategyParams], BeforeValidator(_filled)]
 
     def training_for(self, dataset: str, strategy: str) -> TrainingParams:
         """The recipe of a run. Precedence: strategy > data set > `training`."""
-        merged = _merge(self.training.model_dump(), self.datasets[dataset].training)
-        return TrainingParams.model_validate(_merge(merged, self.strategies[strategy].training))
+        merged = merge(self.training.model_dump(), self.datasets[dataset].training)
+        return TrainingParams.model_validate(merge(merged, self.strategies[strategy].training))
 
     def prepare_for(self, dataset: str) -> PrepareParams:
-        return PrepareParams.model_validate(_merge(self.prepare.model_dump(), self.datasets[dataset].prepare))
+        return PrepareParams.model_validate(merge(self.prepare.model_dump(), self.datasets[dataset].prepare))
 
     def plan_for(self, strategy: str) -> str:
         """The plan that a variant is built on: its own name unless it says otherwise."""
@@ -145,21 +177,9 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Params:
     """Read and validate `path`; `overrides` are `dotted.key=value` texts, applied before validation.
 
     Raises:
-        InputError: the file is absent, is not YAML, or a key or value in it is wrong.
+        InputError: the file cannot be read, is not YAML, or a key or value in it is wrong.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Floats)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; run this in the repository's root, or name the file with --params"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}; mend that line") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: found {type(raw).__name__}, expected a mapping with the sections study, datasets, …")
-    for text in overrides:
-        _override(raw, text)
-    return parse(raw, str(path))
+    return parse(read(path, overrides), str(path))
 
 
 def parse(raw: Mapping[str, Any], origin: str = "params.yaml") -> Params:
@@ -167,7 +187,7 @@ def parse(raw: Mapping[str, Any], origin: str = "params.yaml") -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        raise InputError(_sentence(origin, (), error, Params)) from None
+        raise InputError(sentence(origin, (), error, Params)) from None
     for kind, names, known in (
         ("datasets", params.study.datasets, params.datasets),
         ("strategies", params.study.strategies, params.strategies),
@@ -193,71 +213,8 @@ def parse(raw: Mapping[str, Any], origin: str = "params.yaml") -> Params:
     return params
 
 
-class _Yaml12Floats(yaml.SafeLoader):
-    """PyYAML reads 1e-3 as text (YAML 1.1); DVC reads it as a number (YAML 1.2), and so do we."""
-
-    yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}  # noqa: RUF012
-
-
-_Yaml12Floats.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if nested else value
-    return merged
-
-
-def _override(raw: dict[str, Any], text: str) -> None:
-    key, sep, value = text.partition("=")
-    if not sep or not key.strip():
-        raise InputError(f"override '{text}': expected KEY=VALUE, for example training.lr=1e-3")
-    *sections, leaf = key.strip().split(".")
-    node: Any = raw
-    for section in sections:
-        if not isinstance(node, dict) or (section in node and not isinstance(node[section], dict | None)):
-            raise InputError(f"override '{text}': {section} is not a section of params.yaml")
-        node[section] = node.get(section) or {}
-        node = node[section]
-    try:
-        node[leaf] = yaml.load(value, Loader=_Yaml12Floats)
-    except yaml.YAMLError:
-        raise InputError(f"override '{text}': '{value}' is not a YAML value; quote it") from None
-
-
 def _check_override(origin: str, where: tuple[str, ...], base: _Section, over: Mapping[str, Any]) -> None:
     try:
-        type(base).model_validate(_merge(base.model_dump(), over))
+        type(base).model_validate(merge(base.model_dump(), over))
     except ValidationError as error:
-        raise InputError(_sentence(origin, where, error, type(base))) from None
-
-
-def _sentence(origin: str, where: tuple[str, ...], error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    loc = [*where, *map(str, first["loc"])]
-    key = ".".join(loc) or "the file"
-    if first["type"] == "extra_forbidden":
-        section = ".".join(loc[:-1]) or "the top level"
-        return f"{origin}: {key} is not a known key of {section}; {suggest(loc[-1], _keys(model, first['loc'][:-1]))}"
-    if first["type"] == "missing":
-        return f"{origin}: {key} is missing; add it"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{origin}: {key}: {message}"
-    found = first["input"]
-    return f"{origin}: {key}: found {found!r} ({type(found).__name__}), expected: {message.removeprefix('Input ')}"
-
-
-def _keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The known keys of the section that `loc` leads to."""
-    for part in loc:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            continue  # a name inside a dict of sections
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
-    return list(model.model_fields)
+        raise InputError(sentence(origin, where, error, type(base))) from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -36,18 +37,19 @@ def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: P
     try:
         writer = Writer(aside)
         contents = dataset.read(archives)
+        own_validation: list[bool] = []  # per image that is not for test
         for example, image in _decoded(contents.examples, settings.short_side, dataset.name):
             writer.add(example.split, example.label, image)
+            if example.split != "test":
+                own_validation.append(example.split == "val")
         _check_counts(dataset, edition, writer)
-        validation = stratified(writer.labels(), settings.val_fraction, settings.split_seed)
-        meta = {
-            "dataset": dataset.name,
-            "edition": edition,
-            "classes": list(contents.classes),
-            "archives_md5": md5,
-            "prepare": settings.model_dump(mode="json"),
-        }
-        writer.finish(validation, meta)
+        if any(own_validation):
+            validation = np.array(own_validation)
+        else:
+            validation = stratified(writer.labels(), settings.val_fraction, settings.split_seed)
+        source = source_meta(dataset, edition, md5, settings)
+        meta = {"dataset": dataset.name, "edition": source["edition"], "classes": list(contents.classes)}
+        writer.finish(validation, meta | source)
         move_into_place(aside, place)
     except OSError as error:
         raise InputError(
@@ -60,6 +62,18 @@ def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: P
     return open_store(place)
 
 
+def source_meta(dataset: Dataset, edition: str, md5: dict[str, str], settings: PrepareParams) -> dict[str, Any]:
+    """What a store is made of, as its meta.json records it."""
+    meta: dict[str, Any] = {
+        "edition": edition if dataset.editions else _ANY,
+        "archives_md5": md5,
+        "prepare": settings.model_dump(mode="json"),
+    }
+    if dataset.options:
+        meta["options"] = dict(dataset.options)
+    return meta
+
+
 def check_archives(dataset: Dataset, edition: str, folder: Path) -> dict[str, str]:
     """The md5 of each archive in `folder`, 32 hex digits.
 
@@ -67,6 +81,8 @@ def check_archives(dataset: Dataset, edition: str, folder: Path) -> dict[str, st
         InputError: an archive is missing or is not the edition's.
     """
     expected = _edition(dataset, edition)
+    if dataset.digest and not dataset.archives:
+        return dataset.digest(folder)
     found = {}
     for name in dataset.archives:
         path = folder / name
@@ -104,7 +120,7 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def _edition(dataset: Dataset, edition: str) -> Edition | None:
-    if edition == _ANY:
+    if edition == _ANY or not dataset.editions:
         return None
     if edition not in dataset.editions:
         raise InputError(

@@ -10,7 +10,7 @@ from finetune.errors import InputError
 from finetune.experiment import Experiment, data_md5, open_experiment
 from finetune.params import Params
 from finetune.study import Layout, Run
-from finetune.tracking_store import connect, reported
+from finetune.tracking_store import connect, redacted, reported
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,8 +41,11 @@ def register(
         Data set -> version.
 
     Raises:
-        InputError: a data set has no winner, a winner is not in MLflow, or MLflow cannot be reached.
+        InputError: the comparison lacks a data set (nothing is registered then), a data set has no winner, a winner is
+            not in MLflow, or MLflow cannot be reached.
     """
+    if lacking := [dataset for dataset in params.study.datasets if dataset not in comparison["datasets"]]:
+        raise InputError(f"the comparison has no {', '.join(lacking)}; make it with `dvc repro`")
     root = study.anchor()
     winners = {dataset: comparison["datasets"][dataset]["winner"] for dataset in params.study.datasets}
     versions = {}
@@ -74,7 +77,8 @@ def champion(dataset: str, alias: str = CHAMPION) -> Registered:
         if alias not in there.get(name, {}):
             listed = "; ".join(f"{n} ({', '.join(aliases) or 'no alias'})" for n, aliases in sorted(there.items()))
             raise InputError(
-                f"models:/{name}@{alias}: not registered in MLflow at {uri}; registered: {listed or 'nothing'}; "
+                f"models:/{name}@{alias}: not registered in MLflow at {redacted(uri)}; "
+                f"registered: {listed or 'nothing'}; "
                 "`finetune register` registers the winners of a study"
             )
         version = there[name][alias]
@@ -92,7 +96,7 @@ def _register(experiment: Experiment, layout: Layout, run: Run, run_key: str, sa
     model_id = experiment.model_id(there) if there else None
     if there is None or model_id is None:
         raise InputError(
-            f"{run.name} (run_key {run_key}): its model is not in MLflow at {experiment.uri}; "
+            f"{run.name} (run_key {run_key}): its model is not in MLflow at {redacted(experiment.uri)}; "
             "send it with `finetune track` first"
         )
     name = model_name(run.dataset)

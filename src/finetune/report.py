@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import contrasts, page, pictures, published, runs
-from finetune.comparison import row_of
+from finetune.comparison import require_study, row_of
 from finetune.params import Params
 from finetune.study import Layout
 from finetune.tables import count, interval, markdown, p_value, percent, span
@@ -19,7 +19,11 @@ def write(params: Params, comparison: Mapping[str, Any], layout: Layout) -> None
 
     `comparison` is what `comparison.compare` or `comparison.read` returned. Sections whose strategies are not in the
     study are left out.
+
+    Raises:
+        InputError: the comparison is of another study than `params`.
     """
+    require_study(comparison, params)
     layout.report.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".report-", dir=layout.report.parent) as aside:
         folder = Path(aside) / layout.report.name

@@ -1,4 +1,7 @@
-"""The run folder and the work area: file names, atomic writes, moving into place, reading back."""
+"""The run folder and the work area: file names, atomic writes, moving into place, reading back.
+
+A file of ours that is absent or damaged is an InputError that names the file and the stage that makes it again.
+"""
 
 import csv
 import json
@@ -21,6 +24,26 @@ PROVENANCE, COST = "provenance.json", "cost.json"
 FILES = (RUN, AUDIT, CURVES, METRICS, MODEL, PROVENANCE, COST)
 # Of an evaluation folder.
 PREDICTIONS = "predictions.csv"
+# Top folder -> the stage that writes below it, and how many folders name what it writes.
+_MAKERS = {
+    "prepared": ("prepare", 1),
+    "runs": ("train", 3),
+    "evaluations": ("evaluate", 3),
+    "comparison": ("compare", 0),
+}
+
+
+class _Content(dict[str, Any]):
+    """What a file of ours holds; a key that it lacks is missed by whoever looks it up, with an InputError."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise InputError(
+            f"{self.path}: lacks '{key}', so it is damaged or of another version; {_make_again(self.path)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,13 +63,12 @@ def read(folder: Path) -> RunFolder:
     """Read a finished run.
 
     Raises:
-        InputError: a file of the run is missing.
+        InputError: a file of the run is missing or damaged. What a file that can be read lacks is missed only when it
+            is looked up.
     """
     for name in FILES:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file, but the study lists this run; make it with `dvc repro`")
-    with (folder / AUDIT).open(newline="") as file:
-        audit = list(csv.DictReader(file))
     return RunFolder(
         path=folder,
         run=read_json(folder / RUN),
@@ -54,24 +76,49 @@ def read(folder: Path) -> RunFolder:
         cost=read_json(folder / COST),
         provenance=read_json(folder / PROVENANCE),
         curves=read_curves(folder / CURVES),
-        audit=audit,
+        audit=read_csv(folder / AUDIT),
     )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one of our own JSON files."""
+    """Read one of our own JSON files. Looking up a key that it lacks raises InputError, at any depth.
+
+    Raises:
+        InputError: the file is missing, is not JSON or no mapping.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda section: _Content(path, section))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; make it with `dvc repro`") from None
     except ValueError:
-        raise InputError(f"{path}: not valid JSON; make it again with `dvc repro -f`") from None
+        raise InputError(f"{path}: not valid JSON; {_make_again(path)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found a {type(content).__name__}, expected a mapping; {_make_again(path)}")
+    return content
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read one of our own CSV files, a mapping per row. Looking up a column that it lacks raises InputError.
+
+    Raises:
+        InputError: the file is missing or is not CSV.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_Content(path, row) for row in csv.DictReader(file, strict=True)]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; make it with `dvc repro`") from None
+    except (csv.Error, UnicodeDecodeError):
+        raise InputError(f"{path}: not valid CSV; {_make_again(path)}") from None
 
 
 def read_curves(path: Path) -> list[dict[str, float]]:
     """curves.csv, one row per epoch; a missing value (no validation split) is NaN."""
-    with path.open(newline="") as file:
-        return [{k: float(v) if v else float("nan") for k, v in row.items()} for row in csv.DictReader(file)]
+    rows = read_csv(path)
+    try:
+        return [_Content(path, {k: float(v or "nan") for k, v in row.items()}) for row in rows]
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: holds what is no number; {_make_again(path)}") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -84,7 +131,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     assert rows
     lines = [list(rows[0])] + [["" if v is None else v for v in row.values()] for row in rows]
     aside = _aside(path)
-    with aside.open("w", newline="") as file:
+    with aside.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
     aside.replace(path)
 
@@ -127,6 +174,18 @@ def locked(work: Path) -> Iterator[Path]:
         raise InputError(
             f"{work}: another process is training this very run; wait for it to finish, or stop it first"
         ) from None
+
+
+def _make_again(path: Path) -> str:
+    """What to do about a damaged file of ours. Forced: DVC may have recorded the file as it is."""
+    folders = path.parts[:-1]
+    if ".finetune" in folders:  # made outside DVC
+        return f"delete {path.parent} and repeat what made it"
+    for top, (stage, depth) in _MAKERS.items():
+        if len(folders) > depth and folders[-1 - depth] == top:
+            item = "-".join(folders[len(folders) - depth :])
+            return f"make it again with `dvc repro -f -s {stage}{'@' if item else ''}{item}`"
+    return "make it again with `dvc repro`"
 
 
 def _aside(path: Path) -> Path:

@@ -94,6 +94,7 @@ def train(
 
 def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...], module: MobileNetV2 | None) -> None:
     recipe, store, run = prepared.recipe, prepared.store, prepared.run
+    record = run_record(prepared)  # raises before anything is trained if the store's meta.json lacks something
     configure(recipe)
     model = models.build(len(store.classes), run.seed)
     plan = build_plan(model, prepared.plan, prepared.options)
@@ -125,7 +126,7 @@ def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...]
         fingerprint=prepared.fingerprint,
         listeners=(shown, *listeners),
     )
-    runs.write_json(folder / runs.RUN, run_record(prepared))
+    runs.write_json(folder / runs.RUN, record)
     runs.write_csv(folder / runs.CURVES, result.rows)
     runs.write_json(folder / runs.METRICS, _metrics(result))
     save_file({k: v.contiguous() for k, v in result.kept_state.items()}, folder / runs.MODEL, {"run_key": prepared.key})

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from finetune import datasets
+from finetune.datasets import class_folders
 from finetune.errors import InputError, suggest
-from finetune.params import Params, TrainingParams
+from finetune.params import DatasetParams, Params, TrainingParams
 
 # Raised by hand whenever the code changes what a run computes, so that no checkpoint outlives its code.
 NUMERICS_VERSION = 2
@@ -34,8 +37,36 @@ def runs(params: Params) -> tuple[Run, ...]:
     return tuple(Run(d, s, k) for d in study.datasets for s in study.strategies for k in study.seeds)
 
 
+def dataset_of(params: Params, name: str) -> datasets.Dataset:
+    """The declaration of data set `name`: its own file's, or as its entry in params.yaml says.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    own = params.datasets.get(name)
+    if own is None or own.reader is None:
+        return datasets.load(name)
+    return class_folders.dataset(name, own.title, own.archive, own.test_fraction, own.test_seed)
+
+
+def check_readers(names: Iterable[str], entries: Mapping[str, DatasetParams] = MappingProxyType({})) -> None:
+    """Raise InputError unless each data set has one reader: a file, or that of its entry in params.yaml."""
+    for name in names:
+        if name in entries and entries[name].reader:
+            if name in datasets.names():
+                raise InputError(
+                    f"params.yaml: datasets.{name}.reader: {name} has a reader of its own, by which its published "
+                    "numbers stand; choose another name for your data, or remove the key"
+                )
+        elif name not in datasets.names():
+            raise InputError(
+                f"data set '{name}' of params.yaml has no reader src/finetune/datasets/{name}.py; "
+                f"{suggest(name, datasets.names())}"
+            )
+
+
 def check_run(params: Params, dataset: str, strategy: str) -> None:
-    """Raise InputError unless both names have an entry in params.yaml."""
+    """Raise InputError unless both names have an entry in params.yaml, and the data set a reader."""
     if dataset not in params.datasets:
         raise InputError(
             f"data set '{dataset}' has no entry under datasets in params.yaml; {suggest(dataset, params.datasets)}"
@@ -45,6 +76,7 @@ def check_run(params: Params, dataset: str, strategy: str) -> None:
             f"strategy '{strategy}' has no entry under strategies in params.yaml; "
             f"{suggest(strategy, params.strategies)}"
         )
+    check_readers([dataset], params.datasets)
 
 
 @dataclass(frozen=True)
@@ -80,8 +112,11 @@ class Layout:
 
 
 def anchor() -> Path:
-    """The repository's root: DVC's, also inside its experiment folders, else the current folder."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+    """The repository's root: as DVC says it, else the nearest folder upwards that DVC is in, else the current one."""
+    if told := os.environ.get("DVC_ROOT"):
+        return Path(told).resolve()
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "dvc.yaml").is_file() or (p / ".dvc").is_dir()), here)
 
 
 def work_area(run_key: str) -> Path:

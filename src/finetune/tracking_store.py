@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,9 @@ _SETTINGS = {  # defaults: what the user's environment sets stays
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+_SQLITE = "sqlite:///"
+_REFILL = "repeat the command: MLflow makes a new one, and `finetune track` sends the study's runs to it"
 
 
 def workspace(root: Path) -> Path:
@@ -46,6 +51,9 @@ def connect(root: Path) -> "tuple[MlflowClient, str]":
     """A client of the tracking store and the store's address. A database is created once, under a lock.
 
     Raises whatever MLflow raises where the store cannot be reached; see `reported`.
+
+    Raises:
+        InputError: the database is none.
     """
     # Before the first import of mlflow, which reads some of these then.
     for name, value in _SETTINGS.items():
@@ -55,6 +63,7 @@ def connect(root: Path) -> "tuple[MlflowClient, str]":
     for chatter in ("alembic", "urllib3", "mlflow.store.db"):
         logging.getLogger(chatter).setLevel(logging.ERROR)
     uri = tracking_uri(root)
+    _check_database(uri)
     with store_lock(root):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
@@ -70,16 +79,47 @@ def reported(root: Path) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors are OSErrors
-        raise InputError(
-            f"MLflow at {tracking_uri(root)}: {one_line(error)}; start that server, or set MLFLOW_TRACKING_URI "
-            "to another, and repeat the command"
-        ) from None
+        uri = tracking_uri(root)
+        if isinstance(_cause(error), sqlite3.Error):
+            mend = f"mend that, or move the file away and {_REFILL}"
+        elif uri.startswith(_SQLITE):
+            mend = "mend that and repeat the command"
+        else:
+            mend = "start that server, or set MLFLOW_TRACKING_URI to another, and repeat the command"
+        raise InputError(f"MLflow at {redacted(uri)}: {one_line(error)}; {mend}") from None
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as a short piece of a sentence."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An exception as a short piece of a sentence, without SQL and without anybody's password."""
+    error = _cause(error)
+    text = redacted(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the database itself said, where it was one: SQLAlchemy adds the statement, MLflow quotes both."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (said := getattr(cause, "orig", None)) is not None:
+            return said
+        cause = cause.__cause__
+    return error
+
+
+def redacted(text: str) -> str:
+    """The same without the user and password of the addresses in it."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
+def _check_database(uri: str) -> None:
+    """At once: MLflow tries a file that is no database again and again, for minutes."""
+    if not uri.startswith(_SQLITE):
+        return
+    path = Path(uri.removeprefix(_SQLITE))
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                raise InputError(f"{path}: is no SQLite database; move the file away and {_REFILL}")
 
 
 def store_lock(root: Path) -> FileLock:

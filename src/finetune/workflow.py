@@ -7,16 +7,18 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from finetune import datasets, runs
+from filelock import FileLock
+
+from finetune import data_file, datasets, side_by_side
 from finetune.errors import InputError
 from finetune.params import Params
-from finetune.study import Layout, Run, anchor
+from finetune.study import Layout, Run, anchor, dataset_of, runs
 
 Say = Callable[[str], None]
-Trainer = Callable[[Params, Layout, Run], Path]
 
 
 def run_study(params: Params, layout: Layout, say: Say = print) -> None:
@@ -27,9 +29,10 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
     """
     # Each training makes a run of its own, also when this process is in a run of `mlflow run`.
     os.environ.pop("MLFLOW_RUN_ID", None)
-    for dataset in params.study.datasets:
-        pull_archives(layout, dataset)
+    # Not only the study's: `dvc repro` wants all that data.dvc lists.
+    pull_archives(layout, {*data_file.outs(layout.root), *(f"data/{name}" for name in params.study.datasets)})
     before = _lock_state(layout.root)
+    _head_start(params, layout, say)
     if code := _dvc("repro", cwd=layout.root):
         raise InputError(
             f"dvc repro ended with exit code {code}; mend what it names above, then repeat: finished runs stay"
@@ -50,75 +53,121 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
     say(f"predict: finetune predict {params.study.datasets[0]} IMAGE …")
 
 
-def run_alone(params: Params, run: Run, trainer: Trainer) -> tuple[Layout, Path]:
-    """Train one run outside DVC, pulling and preparing what is missing, under `.finetune/runs/<run id>/`.
+def _head_start(params: Params, layout: Layout, say: Say) -> None:
+    """Train what is out of date side by side, where the runs are for a CPU and leave cores to each other."""
+    recipes = [params.training_for(run.dataset, run.strategy) for run in runs(params)]
+    at_once = side_by_side.jobs(max(recipe.threads for recipe in recipes))
+    if at_once < 2 or any(recipe.device == "cuda" for recipe in recipes):
+        return
+    command, environment = _dvc_command()
+    cells = side_by_side.out_of_date(layout.root, command, environment)
+    if len(cells) < 2:
+        return
+    from finetune.device import resolve_device  # PyTorch is needed only now
+
+    if all(resolve_device(recipe.device) == "cpu" for recipe in recipes):
+        side_by_side.train(cells, at_once, layout.root, command, environment, say)
+
+
+def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layout, Path]:
+    """Train, evaluate and track one run outside DVC, pulling and preparing what is missing.
+
+    It is written under `.finetune/runs/<run id>/`. In MLflow it never takes the place of the study's own run, and
+    whatever fails there is said once and left to `finetune track`.
 
     Args:
-        trainer: trains `run` with the inputs of a layout and returns the run's folder.
+        device: auto, cpu or cuda; None for what params.yaml says.
 
     Returns:
         The run's own layout, and its folder.
     """
-    from finetune import stages
+    from finetune import stages, tracking
+    from finetune.live import Live
+    from finetune.training import Listener
 
     root = anchor()
-    pull_archives(Layout(root), run.dataset)
+    pull_archives(Layout(root), [f"data/{run.dataset}"])
     own = root / ".finetune" / "runs" / (os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex)
     layout = Layout(own, _inputs(params, root, run.dataset))
-    place = trainer(params, layout, run)
+    resolved = stages.resolve(params, layout, run, device)
+    with Live(params, side=True) as live:
+        live.started(stages.run_record(resolved))
+        place = stages.train(resolved, layout, (Listener(resumed=live.resumed, epoch=live.epoch),))
+        live.finished()
     stages.evaluate(layout, run)
+    tracking.note_side_run(params, layout, run, live.run_id)
+    live.completed(lambda: tracking.track_run(params, layout, run))
     return layout, place
 
 
-def pull_archives(layout: Layout, dataset: str) -> None:
-    """`dvc pull data/<dataset>` if an archive of it is missing.
+def pull_archives(layout: Layout, folders: Iterable[str]) -> None:
+    """`dvc pull` those of these folders, `data/<data set>`, that lack an archive.
 
     Raises:
-        InputError: it could not be pulled.
+        InputError: they could not be pulled.
     """
-    folder = layout.archives(dataset)
-    if all((folder / name).is_file() for name in datasets.load(dataset).archives):
-        return
-    if code := _dvc("pull", str(folder.relative_to(layout.root)), cwd=layout.root):
+    lacking = sorted(folder for folder in folders if _lacks_archives(layout.root / folder))
+    if lacking and (code := _dvc("pull", *lacking, cwd=layout.root)):
+        names = " ".join(lacking)
         raise InputError(
-            f"{folder}: its archives are missing and `dvc pull data/{dataset}` ended with exit code {code}; see above, "
-            "or bring the archives there by hand"
+            f"{names}: archives are missing and `dvc pull {names}` ended with exit code {code}; see above, bring the "
+            f"archives there by hand, or delete from {data_file.NAME} the outs of data sets that you do not use"
         )
+
+
+def _lacks_archives(folder: Path) -> bool:
+    known = datasets.load(folder.name).archives if folder.name in datasets.names() else ()
+    return not folder.exists() or not any(folder.iterdir()) or not all((folder / name).is_file() for name in known)
 
 
 def _inputs(params: Params, root: Path, dataset: str) -> Path:
     """Store and backbone for runs outside DVC, shared by all that need the same. DVC's own store is used if it fits."""
     from finetune.model import prepare_backbone
-    from finetune.prepare import check_archives, prepare
+    from finetune.prepare import check_archives, prepare, source_meta
     from finetune.store import FORMAT
 
-    declared, settings = datasets.load(dataset), params.prepare_for(dataset)
+    declared, settings = dataset_of(params, dataset), params.prepare_for(dataset)
     md5 = check_archives(declared, params.study.edition, root / "data" / dataset)
-    wanted = {"edition": params.study.edition, "archives_md5": md5, "prepare": settings.model_dump(mode="json")}
+    wanted = source_meta(declared, params.study.edition, md5, settings)
     key = json.dumps([FORMAT, wanted, params.backbone.model_dump()], sort_keys=True)
     layout = Layout(root / ".finetune" / "inputs" / hashlib.sha256(key.encode()).hexdigest()[:16])
-    place = layout.store(dataset)
-    if not (place / "meta.json").is_file():
-        ours = Layout(root).store(dataset)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if (ours / "meta.json").is_file() and wanted.items() <= runs.read_json(ours / "meta.json").items():
-            place.unlink(missing_ok=True)  # a link to a store that is gone
-            place.symlink_to(ours, target_is_directory=True)
-        else:
-            prepare(declared, params.study.edition, settings, root / "data" / dataset, place)
-    sample = root / "samples" / "backbone.safetensors"
-    prepare_backbone(params.backbone.source, params.backbone.weights, sample, layout.backbone)
+    place, ours = layout.store(dataset), Layout(root).store(dataset)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(layout.root.with_suffix(".lock")):
+        if not _fits(place, wanted):
+            if place.is_symlink():  # to a store of DVC's that is gone, or was made anew with other settings
+                place.unlink()
+            if not place.exists() and _fits(ours, wanted):
+                place.symlink_to(ours, target_is_directory=True)
+            else:
+                prepare(declared, params.study.edition, settings, root / "data" / dataset, place)
+        sample = root / "samples" / "backbone.safetensors"
+        prepare_backbone(params.backbone.source, params.backbone.weights, sample, layout.backbone)
     return layout.root
+
+
+def _fits(store: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a store of just these archives and settings lies there."""
+    from finetune.store import open_store
+
+    try:
+        return wanted.items() <= open_store(store).meta.items()
+    except InputError:  # there is none, or it is broken
+        return False
 
 
 def _dvc(*words: str, cwd: Path) -> int:
     """Run DVC as a program of its own; its output is the user's. Returns its exit code."""
+    command, environment = _dvc_command()
+    sys.stdout.flush()
+    return subprocess.run([*command, *words], cwd=cwd, env=environment, check=False).returncode
+
+
+def _dvc_command() -> tuple[list[str], dict[str, str]]:
     if shutil.which("dvc", path=str(Path(sys.executable).parent)) is None and shutil.which("dvc") is None:
         raise InputError("dvc is not installed here; `make setup` installs it")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # the stages' `python` is this one
-    sys.stdout.flush()
-    command = [sys.executable, "-m", "dvc", *words]
-    return subprocess.run(command, cwd=cwd, env={**os.environ, "PATH": path}, check=False).returncode
+    return [sys.executable, "-m", "dvc"], {**os.environ, "PATH": path}
 
 
 def _lock_state(root: Path) -> bytes:

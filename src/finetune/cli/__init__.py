@@ -4,27 +4,74 @@
 `finetune --help` is instant.
 """
 
+import errno
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from finetune.errors import InputError
+from finetune.errors import InputError, suggest
 
 
 class _Group(click.Group):
     """Bad input is one sentence on stderr and exit code 2; SIGTERM unwinds as an exit, so that runs end honestly."""
 
+    group_class = type  # groups below this one are such groups, too
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _one_sentence():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        try:
+        with _one_sentence():
             return super().invoke(ctx)
-        except InputError as error:
-            click.echo(f"finetune: {error}", err=True)
-            ctx.exit(2)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise InputError(f"`{ctx.command_path}` has no command '{args[0]}'; {suggest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Say bad input, a wrong command line and, as the last resort, what the system refused, and exit with 2."""
+    try:
+        yield
+    except InputError as error:
+        sentence = str(error)
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        sentence = _usage(error)
+    except OSError as error:
+        if error.errno in (None, errno.EPIPE):
+            raise
+        sentence = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    else:
+        return
+    click.echo(f"finetune: {sentence}", err=True)
+    raise click.exceptions.Exit(2)
+
+
+def _usage(error: click.UsageError) -> str:
+    """Click's words for a wrong command line as one sentence with what is right."""
+    path = error.ctx.command_path if error.ctx else "finetune"
+    if error.ctx and isinstance(error, click.NoSuchOption):
+        known = (name for option in error.ctx.command.get_params(error.ctx) for name in option.opts if name[0] == "-")
+        return f"`{path}` has no option '{error.option_name}'; {suggest(error.option_name, known)}"
+    words = " ".join(error.format_message().split()).removesuffix(".")
+    return f"{words[0].lower()}{words[1:]}; see `{path} --help`"
+
+
+SEED = click.IntRange(0, 2**63 - 1)  # as params.Seed
+SEED.name = "integer"  # in click's words for what is none
 
 
 def reads_params(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +93,7 @@ def which_run(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that name a run, and the device."""
     for option in (
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: training.device."),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--seed", type=SEED, default=0, show_default=True),
         click.option("--strategy", required=True, help="A name under strategies in params.yaml."),
         click.option("--dataset", required=True, help="A name under datasets in params.yaml."),
     ):
@@ -64,10 +111,18 @@ def cli() -> None:
 
 
 def load(params_file: Path, overrides: tuple[str, ...] = ()) -> tuple[Any, Any]:
-    """params.yaml, and the layout of the current folder, in which DVC runs its stages."""
-    from finetune import params, study
+    """params.yaml, and the layout of the current folder, in which DVC runs its stages.
 
-    return params.load(params_file, overrides), study.Layout(Path())
+    Raises:
+        InputError: as `params.load`; or the study lists a data set without a reader, or a strategy without a plan.
+    """
+    from finetune import params, strategies, study
+
+    loaded = params.load(params_file, overrides)
+    study.check_readers(loaded.study.datasets, loaded.datasets)
+    for strategy in loaded.study.strategies:
+        strategies.check_name(loaded.plan_for(strategy), strategy)
+    return loaded, study.Layout(Path())
 
 
 def check_dataset(params: Any, dataset: str) -> None:
@@ -76,4 +131,4 @@ def check_dataset(params: Any, dataset: str) -> None:
     study.check_run(params, dataset, next(iter(params.strategies)))
 
 
-from finetune.cli import actions, stages  # noqa: E402, F401  (their commands join `cli` as they are imported)
+from finetune.cli import actions, data, stages  # noqa: E402, F401  (their commands join `cli` as they are imported)

@@ -94,20 +94,16 @@ def run(
 
     Pulls and prepares what is missing; writes under .finetune/runs/.
     """
-    from finetune import runs, stages, tracking, workflow
+    from finetune import runs, stages, workflow
     from finetune import study as studies
-    from finetune.cli.stages import train_run
 
     params, _ = load(params_file, tuple(word for text in overrides for word in text.split()))
     studies.check_run(params, dataset, strategy)
     stages.resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
     one = studies.Run(dataset, strategy, seed)
-    layout, place = workflow.run_alone(
-        params, one, lambda ps, where, one: train_run(ps, where, stages.resolve(ps, where, one, device), "auto")
-    )
+    layout, place = workflow.run_alone(params, one, device)
     test = runs.read_json(layout.evaluation(one) / runs.METRICS)["test"]
     click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")
-    tracking.track_run(params, layout, one)
 
 
 @cli.command()
@@ -148,7 +144,7 @@ def predict(
 
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=int, default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @reads_params
 def ui(host: str, port: int, params_file: Path, overrides: tuple[str, ...]) -> None:
     """Serve the MLflow UI on loopback; prints the address of the study's comparison."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from finetune.cli import check_dataset, cli, load, reads_params, which_run
+from finetune.cli import SEED, check_dataset, cli, load, reads_params, which_run
 
 
 @cli.command()
@@ -13,13 +13,13 @@ from finetune.cli import check_dataset, cli, load, reads_params, which_run
 @reads_params
 def prepare(dataset: str, params_file: Path, overrides: tuple[str, ...]) -> None:
     """Archives of DATASET -> its store (stage prepare)."""
-    from finetune import datasets
+    from finetune import study
     from finetune.prepare import prepare as make_store
 
     params, layout = load(params_file, overrides)
     check_dataset(params, dataset)
     store = make_store(
-        datasets.load(dataset),
+        study.dataset_of(params, dataset),
         params.study.edition,
         params.prepare_for(dataset),
         layout.archives(dataset),
@@ -86,7 +86,7 @@ def train(
 @cli.command()
 @click.argument("dataset")
 @click.argument("strategy")
-@click.argument("seed", type=int)
+@click.argument("seed", type=SEED)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the training's.")
 @reads_params
 def evaluate(

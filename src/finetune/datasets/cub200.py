@@ -45,7 +45,7 @@ DATASET = Dataset(
     },
     read=read,
     homepage="https://www.vision.caltech.edu/datasets/cub_200_2011/",
-    sources={_ARCHIVE: "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"},
+    sources={_ARCHIVE: ("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",)},
 )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]  # val: where the data set has a validation split of its own
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,12 @@ class Dataset:
 
     name: str
     title: str  # as papers write it
-    classes: int
-    archives: tuple[str, ...]  # file names in data/<name>/
-    editions: Mapping[str, Edition]
+    classes: int | None  # None: as many as are found
+    archives: tuple[str, ...]  # file names in data/<name>/; none where `digest` says what lies there
+    editions: Mapping[str, Edition]  # none: nobody has described the archives, they are taken as they are
     read: Callable[[Path], Contents]
     homepage: str = ""
-    sources: Mapping[str, str] = field(default_factory=dict)  # archive name -> URL, where there is a live one
+    # Archive name -> links to the official edition, in the order in which they are tried; none where all are dead.
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    digest: Callable[[Path], dict[str, str]] | None = None  # folder -> md5 of each archive found, by its name
+    options: Mapping[str, Any] = field(default_factory=dict)  # what else decides what `read` gives; goes into the store

@@ -45,7 +45,7 @@ DATASET = Dataset(
     },
     read=read,
     homepage="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
-    sources={_ARCHIVE: "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"},
+    sources={_ARCHIVE: ("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",)},
 )
 
 

@@ -1,5 +1,6 @@
 """The sample edition: which stand-in is drawn for which data set, how many images, and from which seed."""
 
+import hashlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune import datasets
 from finetune.datasets.dataset import Split
+from finetune.errors import InputError
 from finetune.samples import birds, cars, foods, kinds, layouts, objects
 from finetune.samples.layouts import Drawn
 from finetune.samples.shapes import Rng
@@ -37,7 +40,13 @@ STAND_INS = {
 
 
 def draw(folder: Path) -> None:
-    """Draw the five data sets, each into its own folder under `folder`: always the same bytes."""
+    """Draw the five data sets, each into its own folder under `folder`: always the same bytes.
+
+    Raises:
+        InputError: another edition's archive lies there; nothing was drawn.
+    """
+    for name in STAND_INS:
+        _check_free(name, folder / name)
     for name in STAND_INS:
         draw_one(name, folder / name)
 
@@ -55,3 +64,17 @@ def draw_one(name: str, folder: Path) -> None:
             for place, label in enumerate(labels)
         ]
     stand_in.write(folder, stand_in.classes, splits)
+
+
+def _check_free(name: str, folder: Path) -> None:
+    for archive, md5 in datasets.load(name).editions["sample"].md5.items():
+        path = folder / archive
+        if not path.exists():
+            continue
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != md5:
+            raise InputError(
+                f"{path}: is there with md5 {found} and would be overwritten by the sample edition's, {md5}; move it "
+                "away, or draw into another folder with `finetune sample FOLDER`"
+            )

@@ -1,0 +1,181 @@
+"""The files in a .tar, .tar.gz or .zip, or in a folder, as one stream; every fault is one sentence.
+
+Hidden files and __MACOSX are skipped. A link or a device in an archive, an encrypted member and a path that leaves its
+folder are refused. In a folder links are followed: DVC itself may have made them.
+"""
+
+import gzip
+import os
+import stat
+import struct
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from finetune.errors import InputError
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+_CHUNK = 1 << 20  # bytes
+_DEEPEST = 16  # folders in one another
+_PATIENCE = 10  # seconds between two lines about how far a long step is, where there is no terminal
+_FAULTS = (EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+
+
+def nothing(name: str) -> bool:
+    """No content is wanted, only the names."""
+    return False
+
+
+def members(source: Path, wanted: Callable[[str], bool] = nothing) -> Iterator[tuple[str, bytes | None]]:
+    """(path inside, content) of all that is not hidden: an archive in its own order, a folder in the alphabet's.
+
+    A folder's path ends with "/". Content is None but for the files that are wanted: the others are not read, which
+    leaves little to do in a .tar or .zip, while a .tar.gz is decompressed all the same.
+
+    Raises:
+        InputError: while streaming: `source` is truncated, damaged or unreadable, or holds what is refused.
+    """
+    if source.is_dir():
+        return _folder(source, wanted)
+    return _zip(source, wanted) if source.suffix.lower() == ".zip" else _tar(source, wanted)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of that name is none of the data: .DS_Store, ._1.jpg, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Give what to call with the bytes that are done so far: a bar on a terminal, else a line every ten seconds."""
+    began = told = time.monotonic()
+
+    def advance(done: int) -> None:
+        nonlocal told
+        bar.update(done - bar.n if not bar.disable else 0)
+        now = time.monotonic()
+        if bar.disable and done and now - told > _PATIENCE:
+            told, rate = now, done / (now - began)
+            print(
+                f"{what}: {done / 1e6:.0f} of {total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s, "
+                f"{max(0, total - done) / rate:.0f} s left",
+                flush=True,
+            )
+
+    with tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=None) as bar:
+        yield advance
+
+
+def _silent(done: int) -> None:
+    """Whoever wants contents shows how far the work on them is."""
+
+
+def _listing(source: Path) -> AbstractContextManager[Callable[[int], None]]:
+    return progress(f"list {source.name}", source.stat().st_size)
+
+
+def _tar(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+    with (
+        _whole(source) as last,
+        source.open("rb") as raw,
+        _listing(source) if wanted is nothing else nullcontext(_silent) as advance,
+        _unzipped(raw) as file,
+        tarfile.open(fileobj=file, mode="r:") as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # else all are kept: a gigabyte for a million
+            last[:] = [member.name]
+            name = _checked(source, member.name)
+            if name and not (member.isreg() or member.isdir()):
+                raise InputError(f"{source}: {member.name}: a link or a device, expected only files and folders")
+            if member.isdir() and name:
+                yield f"{name}/", None
+            elif name:
+                content: IO[bytes] | None = tar.extractfile(member) if wanted(name) else None
+                yield name, content.read() if content else None
+            advance(raw.tell())
+        last.clear()
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the second block of zeros; tarfile misses none
+            raise tarfile.ReadError("the mark of the archive's end is missing")
+        while file is not raw and file.read(_CHUNK):
+            pass  # gzip checks length and CRC at the very end
+
+
+def _zip(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+    with _whole(source) as last, zipfile.ZipFile(source) as archive:
+        for info in archive.infolist():
+            last[:] = [info.filename]
+            name = _checked(source, info.filename.replace("\\", "/"))
+            if not name:
+                continue
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise InputError(f"{source}: {info.filename}: a link or a device, expected only files and folders")
+            if info.flag_bits & 1:
+                raise InputError(f"{source}: {info.filename}: encrypted, expected a .zip without a password")
+            if info.is_dir():
+                yield f"{name}/", None
+            else:
+                yield name, archive.read(info) if wanted(name) else None
+
+
+def _folder(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+    with _whole(source) as last:
+        for name, entry in _below(source, "", 0):
+            last[:] = [name]
+            if name.endswith("/"):
+                yield name, None
+            elif not entry.is_file():
+                raise InputError(f"{source}: {name}: a broken link or a device, expected only files and folders")
+            else:
+                yield name, Path(entry).read_bytes() if wanted(name) else None
+
+
+def _below(folder: Path, inside: str, depth: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    if depth > _DEEPEST:
+        raise InputError(f"{folder}: more than {_DEEPEST} folders in one another; does a link lead back?")
+    with os.scandir(folder) as found:
+        entries = sorted((entry for entry in found if not hidden(entry.name)), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            yield f"{inside}{entry.name}/", entry
+            yield from _below(Path(entry), f"{inside}{entry.name}/", depth + 1)
+        else:
+            yield f"{inside}{entry.name}", entry
+
+
+def _unzipped(raw: IO[bytes]) -> Any:
+    """The .tar in an open file, which gzip's first two bytes tell from a .tar.gz."""
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return gzip.open(raw) if packed else nullcontext(raw)
+
+
+def _checked(source: Path, name: str) -> str:
+    """The path inside the archive, without "./"; empty for what is hidden."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{source}: {name}: a path that leaves its folder, expected one inside; do not unpack this")
+    return "" if any(map(hidden, path.parts)) or not path.parts else str(path)
+
+
+@contextmanager
+def _whole(source: Path) -> Iterator[list[str]]:
+    """Turn what goes wrong in reading into one sentence; the list holds the name of the member being read."""
+    last: list[str] = []
+    try:
+        yield last
+    except InputError:
+        raise
+    except _FAULTS as error:
+        where = f"{source}: {last[0]}" if last else str(source)
+        raise InputError(
+            f"{where}: truncated, damaged or unreadable ({error}); expected a whole {' or '.join(ARCHIVES)}, or a "
+            "folder of class folders; get it again"
+        ) from None

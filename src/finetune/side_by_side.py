@@ -1,0 +1,107 @@
+"""A study's trainings side by side: as many `dvc repro -s` at once as the cores bear. `dvc repro` itself runs one
+stage after another, and a training of small images keeps one core busy, not two.
+
+Only a head start: whatever fails or is left out here, the `dvc repro` that follows runs, and says what is wrong.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+_MOST = 4  # at once: each loads PyTorch, and they take turns at DVC's lock
+_TRIES = 3  # where another process held that lock for too long
+_STARTING = re.compile(r"^Running stage 'train@(.+)':", re.MULTILINE)
+_NOISE = re.compile(r"^(> |Running stage |Updating lock file|To track the changes|\s*git add|To enable auto staging|$)")
+
+
+def jobs(threads: int) -> int:
+    """How many trainings of `threads` threads each this machine's cores bear."""
+    return max(1, min(_MOST, (os.cpu_count() or 1) // threads))
+
+
+def out_of_date(root: Path, dvc: Sequence[str], environment: dict[str, str]) -> list[str]:
+    """The cells of the matrix, `data set-strategy-seed`, whose training DVC would run; what they need is made first.
+
+    Args:
+        dvc: the command, such as `python -m dvc`.
+    """
+
+    def dry() -> subprocess.CompletedProcess[str]:
+        command = [*dvc, "repro", "--dry"]
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+    first = dry()
+    if first.returncode == 0 and not _STARTING.search(first.stdout):
+        return []
+    ready = subprocess.run([*dvc, "repro", "prepare", "backbone", "plan"], cwd=root, env=environment, check=False)
+    # A dry run stops at the first evaluation whose run is not there, after all trainings.
+    return [] if ready.returncode else _STARTING.findall(dry().stdout)
+
+
+def train(
+    cells: Sequence[str],
+    at_once: int,
+    root: Path,
+    dvc: Sequence[str],
+    environment: dict[str, str],
+    say: Callable[[str], None],
+) -> None:
+    """Train and evaluate `cells`, `at_once` at a time; their lines come as they are said."""
+    say(f"{len(cells)} trainings, {at_once} at a time")
+    working = _Working()
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            for done in [pool.submit(working.run, [*dvc, "repro", "-s"], c, root, environment, say) for c in cells]:
+                done.result()
+        finally:
+            working.stop()
+
+
+class _Working:
+    """The DVC processes that are under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(
+        self, command: list[str], cell: str, root: Path, environment: dict[str, str], say: Callable[[str], None]
+    ) -> None:
+        """Train and evaluate one cell of the matrix; try again where DVC's lock was held by another."""
+        for _ in range(_TRIES):
+            with self._lock:
+                if self._stopped:
+                    return
+                process = subprocess.Popen(
+                    [*command, f"train@{cell}", f"evaluate@{cell}"],
+                    cwd=root,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    start_new_session=True,
+                )
+                self._processes.add(process)
+            busy = False
+            for line in process.stdout or ():
+                busy = busy or "lock" in line.lower()
+                if not _NOISE.match(line):
+                    say(line.rstrip())
+            failed = process.wait()
+            with self._lock:
+                self._processes.discard(process)
+            if not (failed and busy):
+                return
+
+    def stop(self) -> None:
+        """Interrupt what still runs, DVC and the training beneath it, as Ctrl-C would."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                os.killpg(process.pid, signal.SIGINT)
