@@ -55,11 +55,16 @@ def fetch(archives: Sequence[Wanted], patience: Patience | None = None, say: Cal
     # Daemons: a thread that waits for a silent server must not keep a stopped process alive.
     threads = [Thread(target=work, daemon=True) for _ in range(min(_AT_ONCE, len(jobs)))]
     shown = display(say)
+
+    def look() -> None:
+        shown.show([transfer for transfer in transfers if transfer.state])
+
     try:
         for thread in threads:
             thread.start()
         for _ in jobs:
-            outcome = _next(over, lambda: shown.show([t for t in transfers if t.state]))
+            outcome = _next(over, look)
+            look()
             if isinstance(outcome, str):
                 shown.say(outcome)
             elif isinstance(outcome, InputError):

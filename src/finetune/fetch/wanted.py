@@ -54,7 +54,8 @@ def wanted(
             )
         if odd := [name for name in sources if Path(name).name != name]:
             raise InputError(
-                f"params.yaml: datasets.{dataset.name}.sources: found '{odd[0]}', expected the name of a file in {folder}"
+                f"params.yaml: datasets.{dataset.name}.sources: found '{odd[0]}', "
+                f"expected the name of a file in {folder}"
             )
         return [Wanted(dataset, _ANY, folder / name, tuple(links)) for name, links in sources.items()]
     if edition not in (*dataset.editions, _ANY):
