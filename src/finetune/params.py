@@ -125,7 +125,9 @@ class DatasetParams(_Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> "DatasetParams":
-        given = [key for key in ("title", "archive", "test_fraction", "test_seed") if key in self.model_fields_set]
+        fields = type(self).model_fields
+        own = ("title", "archive", "test_fraction", "test_seed")
+        given = [key for key in own if getattr(self, key) != fields[key].default]
         if given and self.reader is None:
             raise ValueError(f"{given[0]} is for data of one's own; add reader: class_folders, or remove it")
         if self.archive and ("/" in self.archive or not self.archive.lower().endswith(_OWN_ARCHIVES)):
