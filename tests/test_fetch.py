@@ -103,7 +103,7 @@ def test_an_archive_is_put_in_place_and_nothing_beside_it(server: Loopback, fold
     url = server.put("a.tgz", Reply(WHOLE))
     (said,) = bring(toy([url]), folder)
     assert_whole(folder)
-    assert said.startswith(f"{folder / 'a.tgz'}: 0.3 MB from {url}, ") and said.endswith(", md5 right")
+    assert said.startswith(f"{folder / 'a.tgz'}: 300.0 kB from {url}, ") and said.endswith(", md5 right")
 
 
 @pytest.mark.parametrize("resets", [False, True])
@@ -131,7 +131,7 @@ def test_a_server_that_ignores_ranges_sends_the_whole_again(server: Loopback, fo
 def test_a_server_that_always_breaks_at_one_place_is_given_up_and_the_part_kept(server: Loopback, folder: Path) -> None:
     url = server.put("a.tgz", Reply(WHOLE, breaks_after=100_000, ranges=False))
     message = refused(toy([url]), folder)
-    assert f"{folder / 'a.tgz'}: could not be had: {url} broke off, 3 times, at 0.1 MB; bring it with" in message
+    assert f"{folder / 'a.tgz'}: could not be had: {url} broke off, 3 times, at 100.0 kB; bring it with" in message
     assert [r.range for r in server.requests] == [None, "bytes=100000-", "bytes=100000-"]
     assert (folder / ".a.tgz.part").read_bytes() == WHOLE[:100_000]
     assert "a.tgz" not in names(folder)
@@ -185,7 +185,8 @@ def test_a_part_of_another_file_costs_one_more_try_from_the_first_byte(server: L
 def test_a_whole_part_is_put_in_place_without_a_request(server: Loopback, folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / ".a.tgz.part").write_bytes(WHOLE)
-    bring(toy([server.put("a.tgz", Reply(WHOLE))]), folder)
+    (said,) = bring(toy([server.put("a.tgz", Reply(WHOLE))]), folder)
+    assert "from what an earlier fetch left" in said
     assert_whole(folder)
     assert server.requests == []
 
@@ -217,7 +218,7 @@ def test_the_next_source_makes_good_for_wrong_bytes_and_a_missing_file(server: L
 
 
 def test_the_next_source_goes_on_where_the_first_broke(server: Loopback, folder: Path) -> None:
-    broken = server.put("one.tgz", Reply(WHOLE, breaks_after=100_000), Reply(status=403))
+    broken = server.put("one.tgz", Reply(WHOLE, headers={"ETag": '"one"'}, breaks_after=100_000), Reply(status=403))
     bring(toy([broken, server.put("two.tgz", Reply(WHOLE, headers={"ETag": '"two"'}))]), folder)
     assert_whole(folder)
     last = server.requests[-1]
@@ -255,7 +256,7 @@ def test_a_stalled_connection_is_left_and_resumed(server: Loopback, folder: Path
 
 def test_a_server_that_never_sends_is_given_up(server: Loopback, folder: Path) -> None:
     url = server.put("a.tgz", Reply(WHOLE, stalls_after=0))
-    assert f"{url} sent nothing for 0.2 s, 3 times, at 0.0 MB" in refused(toy([url]), folder)
+    assert f"{url} sent nothing for 0.2 s, 3 times; bring" in refused(toy([url]), folder)
 
 
 def test_a_busy_server_is_asked_again(server: Loopback, folder: Path) -> None:
@@ -328,6 +329,15 @@ def test_links_of_the_official_edition_are_not_asked_for_another(server: Loopbac
     assert server.requests == []
 
 
+@pytest.mark.parametrize("name", datasets.names())
+def test_the_links_of_every_data_set_end_in_the_archives_name(name: str) -> None:
+    dataset = datasets.load(name)
+    for archive in wanted(dataset, "official", Path("data", name)):
+        for link in archive.sources:
+            assert re.fullmatch(rf"https?://\S+/{re.escape(archive.place.name)}", link)
+    assert bool(dataset.sources) == (name != "cars196")
+
+
 def test_an_unknown_edition_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"toy: found edition 'oficial'; did you mean 'official'\?"):
         wanted(toy(), "oficial", Path("data/toy"))
@@ -342,7 +352,7 @@ def test_a_disk_without_room_is_found_before_the_download(
     usage = type(shutil.disk_usage("."))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 200_000, 200_000))
     message = refused(toy([server.put("a.tgz", Reply(WHOLE))]), folder)
-    assert ".a.tgz.part: 0.3 MB are still to come, but the disk has 0.2 MB free; make room" in message
+    assert ".a.tgz.part: 300.0 kB are still to come, but the disk has 200.0 kB free; make room" in message
     assert not (folder / "a.tgz").exists()
 
 
@@ -354,7 +364,7 @@ def test_a_disk_that_fills_up_keeps_what_came(server: Loopback, folder: Path) ->
         message = refused(dataset, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert re.search(r"\.a\.tgz\.part: could not be written after 0\.\d MB \(File too large\); make room", message)
+    assert re.search(r"\.a\.tgz\.part: could not be written after 150\.0 kB \(File too large\); make room", message)
     kept = (folder / ".a.tgz.part").read_bytes()
     assert WHOLE.startswith(kept) and len(kept) == 150_000
     bring(dataset, folder)
@@ -366,9 +376,10 @@ def test_a_disk_that_fills_up_keeps_what_came(server: Loopback, folder: Path) ->
 
 
 def test_archives_come_at_the_same_time(server: Loopback, folder: Path) -> None:
-    gate = threading.Barrier(2, timeout=5)  # neither is answered before both have asked
+    gate = threading.Barrier(2, timeout=2)  # neither is answered before both have asked
     one, two = server.put("a.tgz", Reply(WHOLE, gate=gate)), server.put("b.tgz", Reply(OTHER, gate=gate))
-    bring(toy([one], [two], ("a.tgz", "b.tgz")), folder)
+    both = wanted(toy([one], [two], ("a.tgz", "b.tgz")), "official", folder)
+    fetch(both, Patience(read=5, retry=Retry(0)))
     assert names(folder) == ["a.tgz", "b.tgz"]
 
 
@@ -600,7 +611,7 @@ def test_a_log_has_lines_with_rate_and_time_left(
 ) -> None:
     monkeypatch.setattr(transfer, "_EVERY", 0.05)
     first, *_, last = bring(toy([server.put("a.tgz", Reply(WHOLE, slowly=0.02))]), folder)
-    assert re.fullmatch(r"toy/a.tgz: downloads, 0\.\d MB of 0\.3 MB, \d\.\d MB/s, 00:0\d left", first)
+    assert re.fullmatch(r"toy/a.tgz: downloads, \d+\.0 kB of 300\.0 kB, \d+\.\d kB/s, 00:0\d left", first)
     assert last.endswith("md5 right")
 
 
@@ -628,4 +639,4 @@ def test_a_terminal_has_bars_and_is_left_clean(study: dict[str, Any], server: Lo
     text = shown.decode()
     assert re.search(r"mine/one.zip: +\d+%\|", text) and re.search(r"mine/two.zip: +\d+%\|", text)
     for name in ("one.zip", "two.zip"):  # a line of its own, begun at the left (or a row above, still at the left)
-        assert re.search(rf"(?:[\r\n]|\r\x1b\[A)data/mine/{name}: 0\.3 MB from [^\r\n]*\r\n", text)
+        assert re.search(rf"(?:[\r\n]|\r\x1b\[A)data/mine/{name}: 300\.0 kB from [^\r\n]*\r\n", text)

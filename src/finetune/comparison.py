@@ -60,7 +60,7 @@ def compare(params: Params, layout: Layout) -> dict[str, Any]:
         _require_one_test_split(of_set)
         set_rows = [_row(params, group, groups[params.study.baseline]) for group in groups.values()]
         rows += set_rows
-        sets[dataset] = _dataset(dataset, of_set[0]) | {"winner": _winner(set_rows, of_set)}
+        sets[dataset] = _dataset(params, dataset, of_set[0]) | {"winner": _winner(set_rows, of_set)}
     return {
         "study": params.study.model_dump(mode="json"),
         "datasets": sets,
@@ -195,10 +195,10 @@ def _cost(group: Sequence[_Record]) -> dict[str, Any]:
     }
 
 
-def _dataset(name: str, record: _Record) -> dict[str, Any]:
+def _dataset(params: Params, name: str, record: _Record) -> dict[str, Any]:
     original = published.ORIGINAL.get(name)
     return {
-        "title": datasets.load(name).title if name in datasets.names() else name,
+        "title": params.datasets[name].title or (datasets.load(name).title if name in datasets.names() else name),
         "classes": len(record.folder.run["classes"]),
         "images": {**record.folder.run["images"], "test": record.test["images"]},
         "original_report": dataclasses.asdict(original) if original else None,

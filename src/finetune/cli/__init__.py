@@ -1,7 +1,7 @@
 """The command line: reads params.yaml and wires everything.
 
-`stages` has one command per stage, `actions` the rest. Heavy imports happen inside the commands, so that
-`finetune --help` is instant.
+`stages` has one command per stage, `data` brings data, `actions` has the rest. Heavy imports happen inside the
+commands, so that `finetune --help` is instant.
 """
 
 import errno

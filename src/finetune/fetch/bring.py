@@ -151,8 +151,9 @@ def _downloaded(archive: Wanted, url: str, transfer: Transfer, patience: Patienc
     while True:
         with _part(archive, transfer, stop) as part:
             before = part.size
-            if not before or part.md5 != archive.md5:  # else all but the last rename was done
-                download(url, part, transfer, patience, stop)
+            if before and part.md5 == archive.md5:
+                return _put(archive, part, "what an earlier fetch left", transfer)
+            download(url, part, transfer, patience, stop)
             found = part.md5
             if archive.md5 in (None, found):
                 return _put(archive, part, url, transfer)

@@ -59,7 +59,8 @@ def download(url: str, part: Part, transfer: Transfer, patience: Patience, stop:
             try:
                 retry = retry.increment("GET", url, error=ConnectionError(clause))
             except urllib3.exceptions.MaxRetryError:
-                raise SourceError(f"{clause}, {len(retry.history) + 1} times, at {size(part.size)}") from None
+                came = f", at {size(part.size)}" if part.size else ""
+                raise SourceError(f"{clause}, {len(retry.history) + 1} times{came}") from None
             wait = max(wait, retry.get_backoff_time())
             transfer.state = f"{clause}; tries again" + (f" in {wait:.0f} s" if wait >= 1 else "")
             if stop.wait(wait):

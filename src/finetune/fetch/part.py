@@ -32,7 +32,7 @@ class Part:
         self.path, self._note = path, path.with_name(f"{path.name}.json")
         self._transfer, self._stop = transfer, stop
         self._hash = hash_file(path, transfer, stop, "checks what came before") if path.exists() else _md5()
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         self.size = self._file.tell()
         self.origin = self._read_note() if self.size else {}
 
@@ -57,21 +57,24 @@ class Part:
         self._transfer.begin(state, total, self.size)
 
     def append(self, chunk: bytes) -> None:
-        """
+        """Write what comes next.
+
         Raises:
             InputError: it cannot be written.
             Stopped: the user stopped.
         """
-        try:
-            self._file.write(chunk)
-            self._file.flush()
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: could not be written after {size(self.size)} ({error.strerror}); make room, then repeat "
-                "the command: what has come is kept"
-            ) from None
-        self._hash.update(chunk)
-        self.size += len(chunk)
+        rest = memoryview(chunk)
+        while rest:
+            try:
+                written = self._file.write(rest)  # less than all of it when the disk is about to be full
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: could not be written after {size(self.size)} ({error.strerror}); make room, then "
+                    "repeat the command: what has come is kept"
+                ) from None
+            self._hash.update(rest[:written])
+            self.size += written
+            rest = rest[written:]
         self._transfer.done = self.size
         if self._stop.is_set():
             raise Stopped

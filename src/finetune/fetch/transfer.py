@@ -34,7 +34,9 @@ class Transfer:
         return (self.done - self.kept) / max(time.time() - self.since, 1e-3)
 
     def line(self) -> str:
-        """For a log: state, share, rate and time left."""
+        """For a log: state, and, once bytes move, share, rate and time left."""
+        if self.done == self.kept:
+            return f"{self.name}: {self.state}"
         share = f"{size(self.done)} of {size(self.total)}" if self.total else size(self.done)
         rate = self.rate()
         left = f", {tqdm.format_interval((self.total - self.done) / rate)} left" if self.total and rate else ""
@@ -59,7 +61,10 @@ def display(say: Callable[[str], None]) -> Display:
 
 def size(count: float) -> str:
     """A number of bytes as people read it."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 class _Lines:
@@ -93,6 +98,7 @@ class _Bars:
     def show(self, active: Sequence[Transfer]) -> None:
         for gone in self._bars.keys() - set(active):
             self._bars.pop(gone).close()
+            print(end="\r", file=sys.stderr, flush=True)  # tqdm leaves the cursor where the bar ended
         for transfer in active:
             if transfer not in self._bars:
                 self._bars[transfer] = tqdm(
