@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+S3 := $(VENV)/installed-s3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := src
 export OMP_WAIT_POLICY ?= passive
@@ -25,13 +26,17 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(S3): requirements-s3.lock $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-s3.lock
+	@touch $@
+
 study: $(STAMP) ## run the study in params.yaml, track and register it, print the table
 	@$(BIN)/python -m finetune study run
 
 ui: $(STAMP) ## serve the MLflow UI on loopback and print the address of the comparison
 	@$(BIN)/python -m finetune ui
 
-test: $(STAMP) ## the tests, offline
+test: $(STAMP) $(S3) ## the tests, offline
 	$(BIN)/python -m pytest -m "not shared"
 
 lint: $(STAMP) ## ruff, mypy, import rule
@@ -48,4 +53,4 @@ bench: $(STAMP) ## the benchmarks
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the environment, stores, runs and results (not data, not the tracking database)
-	rm -rf $(VENV) prepared plans runs evaluations comparison report models/backbone.safetensors .finetune
+	rm -rf $(VENV) prepared sheets plans runs evaluations comparison report models/backbone.safetensors .finetune

@@ -1,7 +1,7 @@
 """The command line: reads params.yaml and wires everything.
 
-`stages` has one command per stage, `data` brings data, `actions` has the rest. Heavy imports happen inside the
-commands, so that `finetune --help` is instant.
+`stages` has one command per stage, `data` brings data, `studies` has the study as a whole, `actions` the rest. Heavy
+imports happen inside the commands, so that `finetune --help` is instant.
 """
 
 import errno
@@ -131,4 +131,4 @@ def check_dataset(params: Any, dataset: str) -> None:
     study.check_run(params, dataset, next(iter(params.strategies)))
 
 
-from finetune.cli import actions, data, stages  # noqa: E402, F401  (their commands join `cli` as they are imported)
+from finetune.cli import actions, data, stages, store, studies  # noqa: E402, F401  (their commands join `cli` when imported)

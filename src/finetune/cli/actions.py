@@ -1,4 +1,4 @@
-"""What is not a stage: tracking, the registry, prediction, the sample edition, the study as a whole."""
+"""What is not a stage: tracking, the registry, prediction, the sample edition, one run, the MLflow UI."""
 
 import json
 from pathlib import Path
@@ -46,42 +46,6 @@ def sample(folder: Path, backbone: Path | None) -> None:
         from finetune.pretraining import pretrain
 
         click.echo(f"{backbone}: {100 * pretrain(backbone):.1f} % top-1 on held-out upstream images")
-
-
-@cli.group()
-def study() -> None:
-    """The study in params.yaml as a whole."""
-
-
-@study.command("show")
-@reads_params
-def show(params_file: Path, overrides: tuple[str, ...]) -> None:
-    """List the study's runs and which of them are finished."""
-    from finetune import runs
-    from finetune import study as studies
-
-    params, layout = load(params_file, overrides)
-    listed = studies.runs(params)
-    click.echo(f"study {params.study.name}, edition {params.study.edition}: {len(listed)} runs")
-    for run in listed:
-        trained = (layout.run(run) / runs.MODEL).is_file()
-        evaluated = (layout.evaluation(run) / runs.METRICS).is_file()
-        state = "evaluated" if trained and evaluated else "trained" if trained else "to do"
-        click.echo(f"  {run.name:50} {state}")
-
-
-@study.command("run")
-@reads_params
-def run_study(params_file: Path, overrides: tuple[str, ...]) -> None:
-    """The whole study: dvc repro, track, register; then the table."""
-    from finetune import workflow
-
-    if params_file != Path("params.yaml") or overrides:
-        raise InputError(
-            "study run: DVC reads params.yaml; put your values there, or try them with `dvc exp run -S KEY=VALUE`"
-        )
-    params, layout = load(params_file)
-    workflow.run_study(params, layout, say=click.echo)
 
 
 @cli.command()

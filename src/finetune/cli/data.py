@@ -1,10 +1,11 @@
-"""Bringing data."""
+"""Bringing data, and knowing it."""
 
+import json
 from pathlib import Path
 
 import click
 
-from finetune.cli import cli, reads_params
+from finetune.cli import check_dataset, cli, load, reads_params
 
 
 @cli.command()
@@ -37,3 +38,47 @@ def fetch(
     if origin is not None:
         wanted = fetching.bring_from(wanted, origin, say=click.echo)
     fetching.fetch(wanted, say=click.echo)
+
+
+@cli.group()
+def data() -> None:
+    """What there is to know about a data set."""
+
+
+@data.command("show")
+@click.argument("name")
+@click.option("--augmented", is_flag=True, help="Also draw what the network will see, as the data set's recipe says.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to write sheet.png, augmented.png and facts.json.  [default: sheets/NAME]",
+)
+@click.option("--classes", is_flag=True, help="Print every class, however many.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+@reads_params
+def show(
+    name: str,
+    augmented: bool,
+    out: Path | None,
+    classes: bool,
+    as_json: bool,
+    params_file: Path,
+    overrides: tuple[str, ...],
+) -> None:
+    """Count the images of the prepared data set NAME and draw a sheet of them (stage sheet)."""
+    from finetune import data_facts, sheets, study
+    from finetune.store import open_store
+
+    params, layout = load(params_file, overrides)
+    check_dataset(params, name)
+    store = open_store(layout.store(name))
+    folder = out or data_facts.folder(layout.root, name)
+    recipe = sheets.recipe_of(params, name) if augmented else None
+    facts = sheets.write(store, study.dataset_of(params, name).title, folder, recipe, params.datasets[name].fraction)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for line in data_facts.lines(facts, classes):
+        click.echo(line)
+    drawn = [data_facts.SHEET, *([data_facts.AUGMENTED] if augmented else []), data_facts.FACTS]
+    click.echo(f"{folder}: {', '.join(drawn)}")
