@@ -49,7 +49,7 @@ def run(archive: Path, weights: Path | None, seed: int) -> float:
     if weights:
         state = {k: v for k, v in load_file(weights).items() if not k.startswith("classifier")}
         model.load_state_dict(state, strict=False)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     for epoch in range(3):

@@ -14,17 +14,17 @@ CLASSES = ("ant", "bee", "cat")
 FORMS = ("own.tar", "own.tar.gz", "own.tgz", "own.zip", "own")  # the last one: no archive
 
 
-def jpeg(label: int) -> bytes:
-    """A picture of the one colour of its label, as those of the tiny archives are."""
+def jpeg(label: int, number: int = 0) -> bytes:
+    """A picture of the colour of its label, as those of the tiny archives are; its width tells the number."""
     file = io.BytesIO()
-    Image.new("RGB", (12, 10), tiny_archives.colour(label)).save(file, "JPEG", quality=95)
+    Image.new("RGB", (12 + 5 * number, 10), tiny_archives.colour(label)).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
 def split(classes: Iterable[str] = CLASSES, lead: str = "", **images: int) -> dict[str, bytes]:
     """`images` per class in each split folder, as split(train=4, val=2) has them: {path: content}."""
     return {
-        f"{lead}{folder}/{name}/{number}.jpg": jpeg(label)
+        f"{lead}{folder}/{name}/{number}.jpg": jpeg(label, number + 100 * list(images).index(folder))
         for folder, count in images.items()
         for label, name in enumerate(classes)
         for number in range(count)
@@ -33,7 +33,7 @@ def split(classes: Iterable[str] = CLASSES, lead: str = "", **images: int) -> di
 
 def pool(images: int, classes: Iterable[str] = CLASSES) -> dict[str, bytes]:
     """`images` per class, not split."""
-    return {f"{name}/{i}.jpg": jpeg(label) for label, name in enumerate(classes) for i in range(images)}
+    return {f"{name}/{i}.jpg": jpeg(label, i) for label, name in enumerate(classes) for i in range(images)}
 
 
 def write(place: Path, files: Mapping[str, bytes]) -> Path:

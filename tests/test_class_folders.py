@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -286,7 +287,7 @@ def test_a_wrong_checksum_is_noticed(folder: Path) -> None:
     content = bytearray(place.read_bytes())
     content[-8] ^= 1  # gzip ends with CRC-32 and length, 4 bytes each
     place.write_bytes(content)
-    assert "a.tgz: truncated, damaged" in fault(folder)
+    assert re.search(r"a\.tgz: (test/cat/.\.jpg: )?truncated, damaged", fault(folder))
 
 
 def test_a_damaged_member_of_a_zip_is_named(folder: Path) -> None:

@@ -209,7 +209,7 @@ def test_truncated_archive(name: str, archive: str, kept: float, folder: Path) -
 def test_archive_that_lacks_only_its_last_byte(name: str, archive: str, folder: Path) -> None:
     tiny_archives.write(name, folder)
     (folder / archive).write_bytes((folder / archive).read_bytes()[:-1])
-    assert f"{folder / archive}: truncated" in fault(name, folder)
+    assert_damaged(folder / archive, fault(name, folder))
 
 
 @pytest.mark.parametrize(("name", "archive"), IMAGE_TARS)
@@ -218,7 +218,13 @@ def test_wrong_checksum(name: str, archive: str, folder: Path) -> None:
     content = bytearray((folder / archive).read_bytes())
     content[-8] ^= 1  # gzip ends with CRC-32 and length, 4 bytes each
     (folder / archive).write_bytes(content)
-    assert f"{folder / archive}: truncated, damaged" in fault(name, folder)
+    assert_damaged(folder / archive, fault(name, folder))
+
+
+def assert_damaged(archive: Path, message: str) -> None:
+    """What is wrong at a small archive's very end may come out while its members are read."""
+    assert message.startswith(f"{archive}: ")
+    assert ": truncated, damaged" in message
 
 
 def test_truncated_in_the_padding_after_the_last_member(folder: Path) -> None:

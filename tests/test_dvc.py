@@ -14,7 +14,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout in which the study has run once."""
     made = Checkout(tmp_path_factory.mktemp("dvc"))
     ran = made.ran(made.dvc("repro"))
-    assert len(ran) == 2 + 1 + 3 + 6 + 6 + 2  # prepare, backbone, plan, train, evaluate, compare and report
+    assert len(ran) == 2 + 2 + 1 + 3 + 6 + 6 + 2  # prepare, sheet, backbone, plan, train, evaluate, compare and report
     made.commit()
     return made
 
@@ -28,6 +28,16 @@ def test_a_second_repro_runs_nothing(checkout: Checkout) -> None:
 def test_every_run_is_in_the_comparison(checkout: Checkout) -> None:
     runs = {(r["dataset"], r["strategy"], r["seed"]) for r in checkout.comparison()["runs"]}
     assert runs == {(d, s, 0) for d in ("cifar10", "cub200") for s in ("same_lr", "slow", "from_scratch")}
+
+
+def test_every_data_set_is_looked_at(checkout: Checkout) -> None:
+    shown = {path.name for path in (checkout.root / "report").glob("data-*")}
+    assert shown == {f"data-{d}-{name}.png" for d in ("cifar10", "cub200") for name in ("sheet", "augmented")}
+
+
+def test_looking_again_reruns_nothing(checkout: Checkout) -> None:
+    checkout.finetune("data", "show", "cifar10")
+    assert checkout.ran(checkout.dvc("repro")) == []
 
 
 def test_metrics_show_lists_every_run(checkout: Checkout) -> None:

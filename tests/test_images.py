@@ -201,3 +201,39 @@ def test_shrinking_keeps_each_quarter_where_it_was() -> None:
     found = shrink(large, 16).astype(int)
     for rows, columns, colour in ((2, 4, RED), (2, 28, GREEN), (13, 4, BLUE), (13, 28, GREY)):
         assert np.abs(found[rows, columns] - colour).max() <= 1
+
+
+# Against Pillow
+
+
+def scene(height: int, width: int, seed: int) -> np.ndarray:
+    """Coloured blobs with edges and a little noise."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3)).astype(np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return np.clip(smooth + generator.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def by_pillow(data: bytes, short_side: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        scale = short_side / min(width, height)
+        return np.asarray(
+            image.convert("RGB").resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+        )
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 75, "progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_decodes_to_pillows_very_pixels(mode: str, options: dict[str, Any]) -> None:
+    data = encoded(Image.fromarray(scene(97, 131, 0)).convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(decode(data, "here"), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shrinking_is_within_two_levels_of_pillows(seed: int) -> None:
+    data = encoded(Image.fromarray(scene(150 + 40 * seed, 410 - 30 * seed, seed)), "JPEG", quality=90)
+    found, expected = shrink(decode(data, "here"), 96).astype(int), by_pillow(data, 96).astype(int)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 2

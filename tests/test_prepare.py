@@ -26,7 +26,8 @@ def pixels(store: Store, split: str) -> list[np.ndarray]:
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
+    """What lies there, but for locks."""
+    return sorted(file.name for file in folder.iterdir() if file.suffix != ".lock")
 
 
 def png(image: np.ndarray) -> bytes:

@@ -1,12 +1,17 @@
 """Real images and real ImageNet weights through prepare, train and evaluate; and what the bundled remote holds."""
 
+import io
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from finetune import datasets, params, runs, stages
+from finetune.images import decode, shrink
 from finetune.model import prepare_backbone
 from finetune.prepare import prepare
 from finetune.study import Layout, Run
@@ -61,3 +66,20 @@ def test_real_birds_are_learnt_from_imagenet_weights(tmp_path: Path, monkeypatch
     test = runs.read_json(layout.evaluation(RUN) / runs.METRICS)["test"]
     assert test["images"] == 800
     assert test["acc"] > 5 / 200  # five times chance, after 88 steps
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is absent")
+@pytest.mark.parametrize(("name", "short_side"), [("cub200", 256), ("cars196", 128), ("food101", 48)])
+def test_prepared_pixels_are_honest(name: str, short_side: int) -> None:
+    """At least 40 dB on average and never under 32 dB against Pillow's decoding and antialiased bilinear resizing."""
+    found = []
+    for example in itertools.islice(datasets.load(name).read(SHARED / name).examples, 200):
+        assert isinstance(example.image, bytes)
+        ours = shrink(decode(example.image, example.member), short_side)
+        with Image.open(io.BytesIO(example.image)) as image:
+            size = (ours.shape[1], ours.shape[0])
+            plain = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR), np.float64)
+        found.append(10 * np.log10(255**2 / max(((ours - plain) ** 2).mean(), 1e-9)))
+    assert np.mean(found) >= 40
+    assert min(found) >= 32

@@ -2,10 +2,11 @@ import re
 
 import pytest
 
-from finetune import report
+from finetune import report, sheets
 from finetune.comparison import compare
 from finetune.errors import InputError
 from finetune.study import Layout, Run
+from small_store import store_of
 from synthetic_study import make_params, write_run, write_toy_study
 
 
@@ -49,6 +50,7 @@ def test_the_sections_stand_as_in_the_original(full):
         "## Results (best fine-tuning strategy)",
         "## Strategy Compare",
         "## Cost",
+        "## Data",
         "## Published numbers",
         "## How to read this",
     ]
@@ -133,7 +135,23 @@ def test_a_study_of_one_strategy_has_nothing_to_compare(tmp_path):
     ],
 )
 def test_the_report_says_how_far_published_numbers_compare(tmp_path, edition, words):
-    assert words in _report(tmp_path, _one_run_each(tmp_path, edition=edition))
+    assert words in _report(tmp_path, _one_run_each(tmp_path, ("food101",), edition=edition))
+
+
+def test_without_published_numbers_nothing_is_said_of_them(tmp_path):
+    text = _report(tmp_path, _one_run_each(tmp_path, strategies=("same_lr", "from_scratch")))
+    assert "Mean ± standard deviation over n seeds.\n" in text
+    assert "published" not in _section(text, "## How to read this") and "stand-ins" not in text
+
+
+def test_the_sheets_are_in_the_report_and_in_the_page(tmp_path):
+    train = [(0, 8, 9), (1, 5, 7), (0, 6, 6)] * 20
+    store = store_of(tmp_path, {"train": train, "test": [(1, 3, 3)] * 4}, classes=3)
+    sheets.write(store, "toy", tmp_path / "sheets" / "toy")
+    text = _report(tmp_path, _one_run_each(tmp_path))
+    assert "| toy | train | 40 |" in _section(text, "## Data")
+    assert (tmp_path / "report" / "data-toy-sheet.png").is_file()
+    assert (tmp_path / "report" / "report.html").read_text().count("data:image/png;base64,") == text.count(".png)")
 
 
 @pytest.mark.parametrize(

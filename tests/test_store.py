@@ -1,5 +1,6 @@
 """The store's format: what is written is read back, what is damaged is refused."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from finetune.errors import InputError
-from finetune.store import Store, Writer, open_store
+from finetune.store import Split, Store, open_store
+from finetune.store_writer import Writer
 
 SHAPES = [(4, 5), (3, 3), (6, 2), (1, 8), (5, 5)]
 
@@ -128,7 +130,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "toy")
     meta = tmp_path / "toy" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 99}))
-    with pytest.raises(InputError, match=r"store format 99, expected 1; make it again"):
+    with pytest.raises(InputError, match=r"store format 99, expected 2; make it again"):
         open_store(tmp_path / "toy")
 
 
@@ -149,7 +151,7 @@ def test_a_damaged_meta_file_is_refused_with_the_stage_that_makes_it_again(
 def test_what_the_meta_file_lacks_is_named(tmp_path: Path, key: str) -> None:
     place = tmp_path / "prepared" / "toy"
     write(place)
-    (place / "meta.json").write_text('{"format": 1}')
+    (place / "meta.json").write_text('{"format": 2}')
     store = open_store(place)
     with pytest.raises(InputError, match=rf"meta\.json: lacks '{key}', .*`dvc repro -f -s prepare@toy`"):
         getattr(store, key)
@@ -171,9 +173,51 @@ def test_pixels_that_were_emptied_are_refused(tmp_path: Path) -> None:
         store.split("train")
 
 
-@pytest.mark.parametrize("name", ["trainval.u8", "train.index.npy", "train.labels.npy"])
+@pytest.mark.parametrize("name", ["trainval.u8", "trainval.index.npy", "trainval.labels.npy", "train.rows.npy"])
 def test_a_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
     store = write(tmp_path / "toy")
     (tmp_path / "toy" / name).unlink()
     with pytest.raises(InputError, match=name):
         store.split("train")
+
+
+# A part of the training split
+
+
+def labelled(labels: list[int]) -> Split:
+    index = np.array([(i * 3, 1, 1) for i in range(len(labels))], np.int64)
+    return Split(np.arange(3 * len(labels), dtype=np.uint8), index, np.array(labels))
+
+
+def offsets(split: Split) -> list[int]:
+    return split.index[:, 0].tolist()
+
+
+def test_a_part_takes_its_share_of_every_class_in_the_same_order() -> None:
+    whole = labelled([0, 1] * 20 + [2] * 10)
+    part = whole.part(0.3, 0)
+    assert np.bincount(part.labels).tolist() == [6, 6, 3]
+    assert offsets(part) == sorted(offsets(part))
+    assert set(offsets(part)) <= set(offsets(whole))
+
+
+def test_smaller_parts_lie_in_larger_ones() -> None:
+    whole = labelled([i % 7 for i in range(80)])
+    parts = [set(offsets(whole.part(fraction, 3))) for fraction in (0.15, 0.3, 0.5, 0.99, 1.0)]
+    assert all(small <= large for small, large in itertools.pairwise(parts))
+    assert len(parts[0]) < len(parts[1]) < len(parts[2])
+
+
+def test_a_part_has_an_image_of_every_class() -> None:
+    assert labelled([0, 1, 2, 2]).part(0.01, 0).labels.tolist() == [0, 1, 2]
+
+
+def test_another_seed_takes_another_part() -> None:
+    whole = labelled([0] * 50)
+    assert offsets(whole.part(0.3, 0)) == offsets(whole.part(0.3, 0))
+    assert offsets(whole.part(0.3, 0)) != offsets(whole.part(0.3, 1))
+
+
+def test_the_whole_is_itself() -> None:
+    whole = labelled([0, 1])
+    assert whole.part(1.0, 0) is whole

@@ -36,6 +36,7 @@ BASE: dict[str, Any] = {
     "training": TrainingParams(device="cpu"),
     "store_digest": "5d",
     "backbone_digest": "bb",
+    "fraction": 1.0,
 }
 
 
@@ -142,6 +143,7 @@ def test_the_same_run_has_the_same_fingerprint_whatever_the_order_of_its_options
         {"options": {"last_scale": 0.6, "deep_scale": 0.3}},
         {"store_digest": "5e"},
         {"backbone_digest": "bc"},
+        {"fraction": 0.5},
     ],
     ids=lambda change: next(iter(change)),
 )

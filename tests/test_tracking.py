@@ -1,6 +1,7 @@
 import os
 import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ import yaml
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities import Run as TrackedRun
 
-from finetune import runs, tracking
+from finetune import data_facts, runs, tracking
 from finetune.errors import InputError
 from finetune.experiment import Experiment, open_experiment
 from finetune.live import Live
+from finetune.params import DatasetParams
 from finetune.study import Layout, Run
 from tracked_study import epochs, make_params, move_home, run_record, write_run, write_study
 
@@ -276,6 +278,59 @@ def test_the_hash_that_data_dvc_has_is_sent_beside_the_archives(home: Path, ther
     [data] = run_of(there).inputs.dataset_inputs
     tags = {tag.key: tag.value for tag in data.tags}
     assert (tags["dvc.md5"], tags["archive.md5"]) == ("abc.dir", "c58f30108f718f92721af3b95e74349a")
+
+
+# What the run was trained on
+
+
+def write_sheets(root: Path, digest: str = "5d", image_size: int = 32, fraction: float = 1.0) -> None:
+    """Sheets of the store and recipe that `write_run` names, by default."""
+    recipe = PARAMS.training_for("toy", "same_lr").model_copy(update={"image_size": image_size})
+    facts = {"digest": digest, "fraction": fraction, "seen": data_facts.seen_by(recipe.model_dump(mode="json"))}
+    runs.write_json(root / "sheets" / "toy" / data_facts.FACTS, facts)
+    for name in (data_facts.SHEET, data_facts.AUGMENTED):
+        (root / "sheets" / "toy" / name).write_text(name)
+
+
+def artifacts(there: Experiment, run: TrackedRun, folder: str) -> set[str]:
+    return {artifact.path for artifact in there.client.list_artifacts(run.info.run_id, folder)}
+
+
+@pytest.mark.parametrize(
+    ("digest", "image_size", "fraction", "sent"),
+    [
+        ("5d", 32, 1.0, {"sheet", "augmented"}),
+        ("5d", 48, 1.0, {"sheet"}),
+        ("5d", 32, 0.5, {"sheet"}),
+        ("other", 32, 1.0, set()),
+    ],
+)
+def test_the_sheets_of_a_runs_own_store_and_recipe_are_sent_once(
+    home: Path, there: Experiment, digest: str, image_size: int, fraction: float, sent: set[str]
+) -> None:
+    write_sheets(home, digest, image_size, fraction)
+    layout = write_study(home, PARAMS)
+    assert tracking.track(PARAMS, layout, silent)["artifacts"] == 4 + len(sent)
+    assert artifacts(there, run_of(there), "data") == {f"data/{name}.png" for name in sent}
+    assert tracking.track(PARAMS, layout, silent) == NOTHING
+
+
+def test_a_sheet_that_is_drawn_later_is_sent_later(home: Path, there: Experiment) -> None:
+    layout = write_study(home, PARAMS)
+    tracking.track(PARAMS, layout, silent)
+    write_sheets(home)
+    assert tracking.track(PARAMS, layout, silent) == NOTHING | {"artifacts": 2}
+
+
+def test_a_run_outside_dvc_draws_the_sheets_of_its_store(home: Path, there: Experiment, toy_inputs: Path) -> None:
+    layout = replace(write_side_run(home), inputs=toy_inputs)
+    path = layout.run(RUN) / runs.RUN
+    digest = runs.read_json(toy_inputs / "prepared" / "toy" / "meta.json")["digest"]
+    runs.write_json(path, runs.read_json(path) | {"store_digest": digest})
+    own = PARAMS.model_copy(update={"datasets": {"toy": DatasetParams(reader="class_folders")}})
+    tracking.track_run(own, layout, RUN)
+    assert artifacts(there, side_run_of(there), "data") == {"data/sheet.png", "data/augmented.png"}
+    assert tracking.track(PARAMS, Layout(home), silent) == NOTHING
 
 
 # Runs outside DVC

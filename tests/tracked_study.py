@@ -63,6 +63,7 @@ def run_record(params: Params, run: Run, key: str = "") -> dict[str, Any]:
         "data_md5": {"toy.tar.gz": "c58f30108f718f92721af3b95e74349a"},
         "store_digest": "5d",
         "backbone": {"source": "sample", "digest": "bb"},
+        "fraction": 1.0,
         "classes": CLASSES,
         "groups": ["all"],
         "preprocessing": {

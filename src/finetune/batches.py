@@ -54,6 +54,14 @@ class Batches:
         crops = draw(augmentation, self.split.index[:, 1:], seed, epoch)
         yield from self._pass(order, crops, self.training_steps())
 
+    def seen(
+        self, images: np.ndarray, augmentation: AugmentationParams | None = None, seed: int = 0, epoch: int = 0
+    ) -> Tensor:
+        """What the network sees of some images, by index, in training (seed, epoch); in evaluation where no
+        `augmentation` is given."""
+        crops = draw(augmentation, self.split.index[:, 1:], seed, epoch) if augmentation else None
+        return torch.cat([seen for seen, _ in self._pass(images, crops, math.ceil(len(images) / self.batch_size))])
+
     def _pass(self, order: np.ndarray, crops: Crops | None, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         for step in range(steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -153,7 +161,8 @@ def resize(chw: Tensor, size: int | tuple[int, int]) -> Tensor:
     size = (size, size) if isinstance(size, int) else size
     if chw.shape[1:] == torch.Size(size):
         return chw
-    return interpolate(chw[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+    batch = chw.as_strided((1, *chw.shape), (chw.stride(1) * chw.shape[1], *chw.stride()), chw.storage_offset())
+    return interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import data_file, runs, serving, study
+from finetune import data_facts, data_file, runs, serving, study
 from finetune.errors import InputError
 from finetune.experiment import Experiment, data_md5, epoch_metrics
 from finetune.study import Layout, Run
@@ -31,6 +31,7 @@ class Finished:
     folder: runs.RunFolder
     test: Mapping[str, float]
     predictions: Path
+    sheets: Mapping[str, Path]  # artifact -> file: those of the images that it was trained on
 
 
 def read_finished(layout: Layout, run: Run) -> Finished:
@@ -45,7 +46,19 @@ def read_finished(layout: Layout, run: Run) -> Finished:
     predictions = evaluation / runs.PREDICTIONS
     if not predictions.is_file():
         raise InputError(f"{predictions}: no such file; make it with `dvc repro`")
-    return Finished(run.name, folder, metrics["test"], predictions)
+    return Finished(run.name, folder, metrics["test"], predictions, _sheets(layout, folder.run))
+
+
+def _sheets(layout: Layout, run: Mapping[str, Any]) -> dict[str, Path]:
+    """What was drawn of the very store and recipe of `run` (the content of run.json)."""
+    known = data_facts.read(layout.root, run["dataset"])
+    if known is None or known["digest"] != run["store_digest"]:
+        return {}
+    names = [data_facts.SHEET]
+    if known.get("seen") == data_facts.seen_by(run["training"]) and known["fraction"] == run["fraction"]:
+        names.append(data_facts.AUGMENTED)
+    files = {f"data/{name}": data_facts.folder(layout.root, run["dataset"]) / name for name in names}
+    return {artifact: file for artifact, file in files.items() if file.is_file()}
 
 
 def send(experiment: Experiment, source: Finished, there: "entities.Run | None") -> tuple[str, Counter[str]]:
@@ -143,21 +156,28 @@ def _dataset_input(run: Mapping[str, Any]) -> "entities.DatasetInput":
 
 
 def _send_artifacts(experiment: Experiment, run_id: str, source: Finished) -> int:
-    def copied(name: str) -> Callable[[Path], object]:
-        return lambda path: path.write_bytes((source.folder.path / name).read_bytes())
+    def copied(file: Path) -> Callable[[Path], object]:
+        return lambda path: path.write_bytes(file.read_bytes())
 
     made: dict[str, Callable[[Path], object]] = {
-        runs.RUN: copied(runs.RUN),
-        runs.AUDIT: copied(runs.AUDIT),
+        runs.RUN: copied(source.folder.path / runs.RUN),
+        runs.AUDIT: copied(source.folder.path / runs.AUDIT),
         "curves.png": lambda path: _draw_curves(source, path),
         "confusion_matrix.png": lambda path: _draw_confusion(source, path),
     }
-    there = {artifact.path for artifact in experiment.client.list_artifacts(run_id)}
+    made |= {artifact: copied(file) for artifact, file in source.sheets.items()}
+    there = {
+        artifact.path
+        for folder in {name.rpartition("/")[0] for name in made}
+        for artifact in experiment.client.list_artifacts(run_id, folder or None)
+    }
     lacking = [name for name in made if name not in there]
     with tempfile.TemporaryDirectory() as temporary:
         for name in lacking:
-            made[name](Path(temporary) / name)
-            experiment.client.log_artifact(run_id, str(Path(temporary) / name))
+            path = Path(temporary) / name
+            path.parent.mkdir(exist_ok=True)
+            made[name](path)
+            experiment.client.log_artifact(run_id, str(path), name.rpartition("/")[0] or None)
     return len(lacking)
 
 

@@ -145,6 +145,7 @@ def parameters(run: Mapping[str, Any]) -> dict[str, str]:
         "strategy": {"plan": run["plan"], **run["options"]},
         "training": run["training"],
         "prepare": run["prepare"],
+        "data": {"fraction": run["fraction"]},
         "backbone": run["backbone"],
     }
     return dict(_flat(sections))

@@ -122,6 +122,7 @@ class DatasetParams(_Section):
     archive: str = ""  # the file in data/<name>/, where there are several
     test_fraction: float = Field(0.2, gt=0.0, lt=1.0)  # of each class, where the images come in one pool
     test_seed: Seed = 0  # which of them
+    fraction: float = Field(1.0, gt=0.0, le=1.0)  # of each class of train; smaller ones lie in larger
 
     @model_validator(mode="after")
     def _belong_together(self) -> "DatasetParams":

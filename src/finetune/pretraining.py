@@ -20,7 +20,8 @@ from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
 from finetune.prepare import stratified
 from finetune.progress import progress
 from finetune.runs import locked
-from finetune.store import Store, Writer, open_store
+from finetune.store import Store, open_store
+from finetune.store_writer import Writer
 from finetune.strategies import build_plan
 from finetune.study import work_area
 from finetune.training import fit

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune import contrasts, page, pictures, published, runs
+from finetune import contrasts, page, pictures, published, report_data, runs
 from finetune.comparison import require_study, row_of
 from finetune.params import Params
 from finetune.study import Layout
@@ -36,6 +36,7 @@ def write(params: Params, comparison: Mapping[str, Any], layout: Layout) -> None
             _curves(comparison, folder),
             _contrasts(params, comparison, folder),
             _costs(comparison),
+            report_data.section(comparison, layout, folder),
             _published(comparison),
             _reading(comparison),
         )
@@ -94,7 +95,7 @@ def _results(comparison: Mapping[str, Any]) -> str:
         [
             "## Results (best fine-tuning strategy)",
             markdown((*head, "original report, val %", "published, full fine-tuning %"), rows, words=2),
-            f"Mean ± standard deviation over n seeds. {_comparable(comparison['study']['edition'])}",
+            f"Mean ± standard deviation over n seeds. {_comparable(comparison)}".rstrip(),
         ]
     )
 
@@ -189,9 +190,10 @@ def _reading(comparison: Mapping[str, Any]) -> str:
         "images for these trained models. Among many strategies some p will be small by chance.",
         "Validation chooses the epoch (where the epoch kept is `best`) and the strategy, so validation figures of the "
         "chosen are a little too high. Test is read once, after all choices.",
-        _comparable(study["edition"]),
     ]
-    if study["edition"] == "sample" and "from_scratch" in {row["plan"] for row in comparison["rows"]}:
+    if comparable := _comparable(comparison):
+        lines.append(comparable)
+    if comparable and study["edition"] == "sample" and "from_scratch" in {row["plan"] for row in comparison["rows"]}:
         lines.append(
             "Training from scratch loses here because the budget is tiny; with a full one on the real CIFAR-10 it was "
             "published at 94.8 %, against 96.2 % for fine-tuning."
@@ -201,7 +203,11 @@ def _reading(comparison: Mapping[str, Any]) -> str:
     return "\n\n".join(["## How to read this", "\n".join(f"- {line}" for line in lines)])
 
 
-def _comparable(edition: str) -> str:
+def _comparable(comparison: Mapping[str, Any]) -> str:
+    """How far the published numbers compare; empty where there are none."""
+    if not any(of_set["published"] or of_set["original_report"] for of_set in comparison["datasets"].values()):
+        return ""
+    edition = comparison["study"]["edition"]
     if edition == "sample":
         return (
             "The images of the sample edition are drawn stand-ins, not the data sets whose names they bear: the "

@@ -27,6 +27,7 @@ PREDICTIONS = "predictions.csv"
 # Top folder -> the stage that writes below it, and how many folders name what it writes.
 _MAKERS = {
     "prepared": ("prepare", 1),
+    "sheets": ("sheet", 1),
     "runs": ("train", 3),
     "evaluations": ("evaluate", 3),
     "comparison": ("compare", 0),

@@ -23,7 +23,7 @@ from finetune.errors import InputError
 from finetune.evaluation import Predictions, predict
 from finetune.params import Params, TrainingParams
 from finetune.progress import progress
-from finetune.store import Store, open_store
+from finetune.store import Split, Store, open_store
 from finetune.strategies import build_plan, check_options
 from finetune.strategies.plan import audit
 from finetune.study import Layout, Run, fingerprint, run_key, work_area
@@ -39,9 +39,14 @@ class Prepared:
     options: dict[str, Any]
     recipe: TrainingParams  # device resolved
     store: Store
+    fraction: float  # of each class of train
     backbone: dict[str, str]  # source, digest
     backbone_path: Path
     fingerprint: str
+
+    def train_split(self) -> Split:
+        """The images to train on."""
+        return self.store.split("train").part(self.fraction, self.store.meta["prepare"]["split_seed"])
 
     @property
     def key(self) -> str:
@@ -64,8 +69,9 @@ def resolve(params: Params, layout: Layout, run: Run, device: str | None = None)
     backbone = {"source": params.backbone.source, "digest": models.digest(layout.backbone)}
     if params.backbone.source == "torchvision":
         backbone["weights"] = params.backbone.weights
-    print_ = fingerprint(run, plan, options, recipe, store.digest, backbone["digest"])
-    return Prepared(run, plan, options, recipe, store, backbone, layout.backbone, print_)
+    fraction = params.datasets[run.dataset].fraction
+    print_ = fingerprint(run, plan, options, recipe, store.digest, backbone["digest"], fraction)
+    return Prepared(run, plan, options, recipe, store, fraction, backbone, layout.backbone, print_)
 
 
 def train(
@@ -111,7 +117,7 @@ def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...]
         module.load_state_dict(model.state_dict())
         model = module
     feed = Feed(recipe)
-    train_batches, val_batches = feed.batches(store.split("train")), feed.batches(store.split("val"))
+    train_batches, val_batches = feed.batches(prepared.train_split()), feed.batches(store.split("val"))
     provenance = _provenance(recipe)
     shown = progress(run.name, recipe.epochs, len(train_batches.split))
     result = fit(
@@ -187,7 +193,8 @@ def run_record(prepared: Prepared) -> dict[str, Any]:
             "mean": list(MEAN),
             "std": list(STD),
         },
-        "images": {split: meta["counts"][split] for split in ("train", "val")},
+        "fraction": prepared.fraction,
+        "images": {"train": len(prepared.train_split()), "val": meta["counts"]["val"]},
     }
 
 

@@ -1,9 +1,11 @@
-"""The array format on disk: written atomically, opened memory-mapped, checked.
+"""The array format on disk: opened memory-mapped, checked. `store_writer` writes it.
 
 A store is a folder. Pixels lie in two flat files, one for the official training split (`trainval.u8`) and one for
-test (`test.u8`). A split is a pair of arrays beside them: `<split>.index.npy`, int64 rows (offset, height, width)
-into its pixel file, and `<split>.labels.npy`. Validation is a choice of rows of the training file, so images are
-written once, in one pass, whatever the split. `meta.json` names classes, counts, sources, format and digest.
+test (`test.u8`). Beside each lie, one entry per image: `<file>.index.npy`, int64 rows (offset, height, width) into it,
+`<file>.labels.npy`, int64, `<file>.content.npy`, uint8 rows of 16 (XXH3 of the pixels), and `<file>.members.txt`, the
+name in its archive.
+A split is a choice of images, `<split>.rows.npy`, int64: images are written once, in one pass, whatever the split.
+`meta.json` names classes, counts, sources, duplicates, format and digest.
 """
 
 import hashlib
@@ -11,15 +13,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from finetune.errors import InputError
 from finetune.runs import read_json
 
-FORMAT = 1
-SPLITS = {"train": "trainval", "val": "trainval", "test": "test"}
+FORMAT = 2
+FILES = ("trainval", "test")
+SPLITS = {"train": "trainval", "val": "trainval", "test": "test"}  # split -> its pixel file
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,20 @@ class Split:
         """Image i: uint8, height x width x 3, a copy in memory."""
         offset, height, width = self.index[i]
         return np.array(self.pixels[offset : offset + height * width * 3]).reshape(height, width, 3)
+
+    def part(self, fraction: float, seed: int) -> "Split":
+        """About `fraction` of each class, at least one image. With one seed, a smaller part lies in every larger one.
+
+        Args:
+            fraction: in (0, 1].
+        """
+        if fraction == 1:
+            return self
+        chosen = np.zeros(len(self), bool)
+        for label in np.unique(self.labels):
+            members = np.random.default_rng((seed, int(label))).permutation(np.flatnonzero(self.labels == label))
+            chosen[members[: max(1, round(fraction * len(members)))]] = True
+        return Split(self.pixels, self.index[chosen], self.labels[chosen])
 
 
 @dataclass(frozen=True)
@@ -61,17 +78,32 @@ class Store:
             InputError: a file of it is missing, unreadable or too short.
         """
         file = self.path / f"{SPLITS[name]}.u8"
+        rows, index, labels = (self.array(n) for n in (f"{name}.rows", f"{file.stem}.index", f"{file.stem}.labels"))
         try:
-            index = np.load(self.path / f"{name}.index.npy")
-            labels = np.load(self.path / f"{name}.labels.npy")
             pixels = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path}: a broken store ({error}); make it again with `dvc repro`") from None
+            index, labels = index[rows], labels[rows]
+        except (OSError, IndexError) as error:
+            raise broken(self, error) from None
         if len(index) and (end := int((index[:, 0] + index[:, 1] * index[:, 2] * 3).max())) > len(pixels):
             raise InputError(
-                f"{file}: found {len(pixels)} bytes, expected {end}; make the store again with `dvc repro`"
+                f"{file}: found {len(pixels)} bytes, expected {end}; make the store again with {again(self)}"
             )
         return Split(pixels, index, labels)
+
+    def array(self, name: str) -> np.ndarray:
+        """The array in `<name>.npy`."""
+        try:
+            return np.load(self.path / f"{name}.npy")
+        except (OSError, ValueError) as error:
+            raise broken(self, error) from None
+
+    def members(self, split: str) -> list[str]:
+        """The name of each image of a split in the archive it came from."""
+        try:
+            names = (self.path / f"{SPLITS[split]}.members.txt").read_text(encoding="utf-8").split("\n")
+            return [json.loads(names[row]) for row in self.array(f"{split}.rows")]
+        except (OSError, IndexError, ValueError) as error:
+            raise broken(self, error) from None
 
 
 def open_store(path: Path) -> Store:
@@ -82,72 +114,26 @@ def open_store(path: Path) -> Store:
     """
     if not (path / "meta.json").is_file():
         raise InputError(f"{path}: no store here; make it with `dvc repro -s prepare@{path.name}`")
-    meta = read_json(path / "meta.json")
-    if meta.get("format") != FORMAT:
+    store = Store(path, read_json(path / "meta.json"))
+    if store.meta.get("format") != FORMAT:
         raise InputError(
-            f"{path}: store format {meta.get('format')}, expected {FORMAT}; make it again with "
-            f"`dvc repro -s -f prepare@{path.name}`"
+            f"{path}: store format {store.meta.get('format')}, expected {FORMAT}; make it again with {again(store)}"
         )
-    return Store(path, meta)
+    return store
 
 
-class Writer:
-    """Writes a store into the empty folder `aside`; the caller moves it into place once `finish` has returned."""
-
-    def __init__(self, aside: Path) -> None:
-        self.aside = aside
-        aside.mkdir(parents=True)
-        self._pixels: dict[str, BinaryIO] = {n: (aside / f"{n}.u8").open("wb") for n in ("trainval", "test")}
-        self._rows: dict[str, list[tuple[int, int, int]]] = {"trainval": [], "test": []}
-        self._labels: dict[str, list[int]] = {"trainval": [], "test": []}
-
-    def add(self, official_split: str, label: int, image: np.ndarray) -> None:
-        """Append one image (uint8, height x width x 3) of the official split `train` or `test`."""
-        name = SPLITS[official_split]
-        file = self._pixels[name]
-        self._rows[name].append((file.tell(), *image.shape[:2]))
-        self._labels[name].append(label)
-        file.write(np.ascontiguousarray(image).data)
-
-    def counts(self) -> dict[str, int]:
-        """Images so far of the official splits."""
-        return {"train": len(self._labels["trainval"]), "test": len(self._labels["test"])}
-
-    def labels(self) -> np.ndarray:
-        """Labels so far of the official training split, in the order they came."""
-        return np.asarray(self._labels["trainval"], np.int64)
-
-    def finish(self, validation: np.ndarray, meta: Mapping[str, Any]) -> None:
-        """Close the files and write indexes and meta.json.
-
-        Args:
-            validation: bool, one per image of the official training split.
-            meta: what to record beside counts, format and digest.
-        """
-        self.close()
-        everything = np.ones(len(self._labels["test"]), bool)
-        chosen = {"train": ("trainval", ~validation), "val": ("trainval", validation), "test": ("test", everything)}
-        counts = {}
-        for split, (name, rows) in chosen.items():
-            np.save(self.aside / f"{split}.index.npy", np.array(self._rows[name], np.int64).reshape(-1, 3)[rows])
-            labels = np.asarray(self._labels[name], np.int64)[rows]
-            np.save(self.aside / f"{split}.labels.npy", labels)
-            counts[split] = len(labels)
-        meta = {"format": FORMAT, **meta, "counts": counts}
-        meta["digest"] = _digest(self.aside, meta)
-        (self.aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-
-    def close(self) -> None:
-        """Close the pixel files; may be called again."""
-        for file in self._pixels.values():
-            file.close()
+def again(store: Store) -> str:
+    """How to make a store anew."""
+    return f"`dvc repro -s -f prepare@{store.path.name}`"
 
 
-def _digest(folder: Path, meta: Mapping[str, Any]) -> str:
-    """SHA-256 over every array and the class names, 64 hex digits."""
+def broken(store: Store, error: Exception) -> InputError:
+    return InputError(f"{store.path}: a broken store ({error}); make it again with {again(store)}")
+
+
+def digest(folder: Path, meta: Mapping[str, Any]) -> str:
+    """SHA-256 over the class names and every array, and so, by each image's own, over the pixels; 64 hex digits."""
     total = hashlib.sha256(json.dumps([meta["format"], meta["classes"]]).encode())
-    for file in sorted(folder.iterdir()):
-        if file.name != "meta.json":
-            with file.open("rb") as opened:
-                total.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    for file in sorted(folder.glob("*.npy")):
+        total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()

@@ -131,6 +131,7 @@ def fingerprint(
     training: TrainingParams,
     store_digest: str,
     backbone_digest: str,
+    fraction: float,
 ) -> str:
     """16 hex digits that change whenever the run's numbers may: 64 bits of a SHA-256.
 
@@ -145,6 +146,7 @@ def fingerprint(
         "training": training.model_dump(mode="json"),
         "store": store_digest,
         "backbone": backbone_digest,
+        "fraction": fraction,
         "numerics": NUMERICS_VERSION,
     }
     return hashlib.sha256(json.dumps(slice_, sort_keys=True).encode()).hexdigest()[:16]

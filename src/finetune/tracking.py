@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune import runs, study
+from finetune import data_facts, runs, study
 from finetune.delivery import Finished, read_finished, send
 from finetune.errors import InputError
 from finetune.experiment import CELL, Experiment, cell, open_experiment
 from finetune.params import Params
+from finetune.store import open_store
 from finetune.study import Layout, Run
 from finetune.tracking_store import attached_run_id, redacted, reported
 
@@ -68,12 +69,26 @@ def track_run(params: Params, layout: Layout, run: Run) -> None:
     Raises:
         InputError: the run or its evaluation is missing.
     """
+    _draw_sheets(params, layout, run)
     source = read_finished(layout, run)
     experiment = open_experiment(study.anchor(), params.study.name).beside(source.folder.run)
     attached = attached_run_id()
     there = experiment.get(attached) if attached else experiment.find(source.folder.run["run_key"])
     run_id, _ = send(experiment, source, there)
     note_side_run(params, layout, run, run_id)
+
+
+def _draw_sheets(params: Params, layout: Layout, run: Run) -> None:
+    """Draw beside a run outside DVC what it was trained on, if its store is still there."""
+    from finetune import sheets  # PyTorch is needed only now
+
+    try:
+        store = open_store(layout.store(run.dataset))
+        title, recipe = study.dataset_of(params, run.dataset).title, params.training_for(run.dataset, run.strategy)
+        folder, fraction = data_facts.folder(layout.root, run.dataset), params.datasets[run.dataset].fraction
+        sheets.write(store, title, folder, recipe, fraction)
+    except InputError:
+        return
 
 
 def note_side_run(params: Params, layout: Layout, run: Run, run_id: str | None) -> None:

@@ -4,12 +4,10 @@ Hidden files and __MACOSX are skipped. A link or a device in an archive, an encr
 folder are refused. In a folder links are followed: DVC itself may have made them.
 """
 
-import gzip
 import os
 import stat
 import struct
 import tarfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,15 +15,21 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from tqdm import tqdm
+from isal import igzip, igzip_lib
 
+from finetune.counting import counted
 from finetune.errors import InputError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 _CHUNK = 1 << 20  # bytes
 _DEEPEST = 16  # folders in one another
-_PATIENCE = 10  # seconds between two lines about how far a long step is, where there is no terminal
-_FAULTS = (EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+_BROKEN: tuple[type[Exception], ...] = (  # isal is typed as if this were an instance
+    igzip_lib.IsalError,  # type: ignore[assignment]
+    zlib.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
+_FAULTS: tuple[type[Exception], ...] = (EOFError, OSError, RuntimeError, ValueError, struct.error, *_BROKEN)
 
 
 def nothing(name: str) -> bool:
@@ -52,33 +56,12 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give what to call with the bytes that are done so far: a bar on a terminal, else a line every ten seconds."""
-    began = told = time.monotonic()
-
-    def advance(done: int) -> None:
-        nonlocal told
-        bar.update(done - bar.n if not bar.disable else 0)
-        now = time.monotonic()
-        if bar.disable and done and now - told > _PATIENCE:
-            told, rate = now, done / (now - began)
-            print(
-                f"{what}: {done / 1e6:.0f} of {total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s, "
-                f"{max(0, total - done) / rate:.0f} s left",
-                flush=True,
-            )
-
-    with tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=None) as bar:
-        yield advance
-
-
 def _silent(done: int) -> None:
     """Whoever wants contents shows how far the work on them is."""
 
 
 def _listing(source: Path) -> AbstractContextManager[Callable[[int], None]]:
-    return progress(f"list {source.name}", source.stat().st_size)
+    return counted(f"list {source.name}", source.stat().st_size, "B")
 
 
 def _tar(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
@@ -154,7 +137,7 @@ def _unzipped(raw: IO[bytes]) -> Any:
     """The .tar in an open file, which gzip's first two bytes tell from a .tar.gz."""
     packed = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
-    return gzip.open(raw) if packed else nullcontext(raw)
+    return igzip.open(raw) if packed else nullcontext(raw)
 
 
 def _checked(source: Path, name: str) -> str:

@@ -4,18 +4,20 @@ What all readers share: folders and macOS' "._" files are skipped; a link, a dev
 is refused; whatever the metadata list must come, exactly once.
 """
 
-import gzip
 import hashlib
 import tarfile
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from isal import igzip, igzip_lib
+
+from finetune.counting import counted
 from finetune.datasets.dataset import Example, Split
 from finetune.errors import InputError
 
 _CHUNK = 1 << 20  # bytes
+_FAULTS: tuple[type[Exception], ...] = (EOFError, OSError, igzip_lib.IsalError, tarfile.TarError)  # type: ignore[assignment]
 
 
 def md5(path: Path) -> str:
@@ -24,8 +26,16 @@ def md5(path: Path) -> str:
     Raises:
         InputError: there is no such file, or it cannot be read.
     """
-    with _readable(path), path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    total = hashlib.md5(usedforsecurity=False)
+    with (
+        _readable(path),
+        path.open("rb") as file,
+        counted(f"md5 of {path.name}", path.stat().st_size, "B") as advance,
+    ):
+        while chunk := file.read(_CHUNK):
+            total.update(chunk)
+            advance(file.tell())
+    return total.hexdigest()
 
 
 def read_file(path: Path) -> bytes:
@@ -75,8 +85,10 @@ def stream_members(archive: Path, names: Collection[str]) -> Iterator[tuple[str,
         )
 
 
-def labelled_images(archive: Path, rows: Iterable[tuple[str, Split, int]], source: str) -> Iterator[Example]:
-    """The images that `rows` list as (member, split, label from 0), in the archive's order.
+def labelled_images(
+    archive: Path, rows: Iterable[tuple[str, Split, int]], source: str
+) -> tuple[int, Iterator[Example]]:
+    """How many images `rows` list as (member, split, label from 0), and the images in the archive's order.
 
     `source` names the metadata that the rows come from, for messages.
 
@@ -88,7 +100,7 @@ def labelled_images(archive: Path, rows: Iterable[tuple[str, Split, int]], sourc
         if member in listed:
             raise InputError(f"{source}: lists {member} twice, expected once; get the archive again")
         listed[member] = split, label
-    return _labelled_images(archive, listed)
+    return len(listed), _labelled_images(archive, listed)
 
 
 def check_label(label: int, classes: int, where: str) -> int:
@@ -117,10 +129,11 @@ def _files(archive: Path, keep: Callable[[str], bool]) -> Iterator[tuple[str, by
     last: list[str] = []  # the member that is being read, for messages
     with (
         _readable(archive, last),
-        gzip.open(archive) as unzipped,
-        tarfile.open(fileobj=unzipped, mode="r|", bufsize=_CHUNK) as tar,
+        igzip.open(archive) as unzipped,
+        tarfile.open(fileobj=unzipped, mode="r:") as tar,
     ):
-        for member in tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # else all are kept: a gigabyte for a million
             name = _checked_name(archive, member)
             last[:] = [name]
             if member.isreg() and not PurePosixPath(name).name.startswith("._") and keep(name):
@@ -156,7 +169,7 @@ def _readable(path: Path, last: Sequence[str] = ()) -> Iterator[None]:
         raise InputError(
             f"{path}: no such file; get it with `dvc pull data/{path.parent.name}`, or put the official file there"
         ) from None
-    except (EOFError, OSError, zlib.error, tarfile.TarError) as error:
+    except _FAULTS as error:
         where = f"{path}: {last[0]}" if last else path
         raise InputError(
             f"{where}: truncated, damaged or unreadable ({error}); expected the whole official file, get it again"

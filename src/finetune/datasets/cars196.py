@@ -33,12 +33,9 @@ def read(folder: Path) -> Contents:
     train_source, test_source = f"{folder / _DEVKIT}: {_TRAIN_LABELS}", f"{folder / _TEST_LABELS}"
     train = _rows(devkit[_TRAIN_LABELS], "train", len(classes), train_source)
     test = _rows(read_file(folder / _TEST_LABELS), "test", len(classes), test_source)
-    return Contents(
-        classes,
-        chain(
-            labelled_images(folder / _TRAIN, train, train_source), labelled_images(folder / _TEST, test, test_source)
-        ),
-    )
+    of_train, training = labelled_images(folder / _TRAIN, train, train_source)
+    of_test, testing = labelled_images(folder / _TEST, test, test_source)
+    return Contents(classes, chain(training, testing), of_train + of_test)
 
 
 DATASET = Dataset(

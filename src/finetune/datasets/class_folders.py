@@ -16,7 +16,8 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from finetune.datasets._members import ARCHIVES, hidden, members, progress
+from finetune.counting import counted
+from finetune.datasets._members import ARCHIVES, hidden, members
 from finetune.datasets.archives import md5
 from finetune.datasets.dataset import Contents, Dataset, Example, Split
 from finetune.errors import InputError
@@ -43,7 +44,7 @@ def dataset(name: str, title: str = "", archive: str = "", test_fraction: float 
         source = _source(folder, archive)
         images, folders = _listing(source)
         classes, listed = _sorted_out(source, images, folders, test_fraction, test_seed)
-        return Contents(classes, _examples(source, listed))
+        return Contents(classes, _examples(source, listed), len(listed))
 
     return Dataset(
         name=name,
@@ -208,20 +209,11 @@ def _examples(source: Path, listed: Mapping[str, tuple[Split, int]]) -> Iterator
 def _digest(source: Path) -> dict[str, str]:
     """The md5 of the archive; of a folder, under ".", as DVC hashes one that holds just the images."""
     if not source.is_dir():
-        return {source.name: _md5(source)}
+        return {source.name: md5(source)}
     images = sorted(_listing(source)[0])
     listed, done = [], 0
-    with progress(f"md5 of {source.name}", sum((source / name).stat().st_size for name in images)) as advance:
+    with counted(f"md5 of {source.name}", sum((source / name).stat().st_size for name in images), "B") as advance:
         for name in images:
             listed.append({"md5": md5(source / name), "relpath": name})
             advance(done := done + (source / name).stat().st_size)
     return {".": hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}
-
-
-def _md5(path: Path) -> str:
-    total = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, progress(f"md5 of {path.name}", path.stat().st_size) as advance:
-        while chunk := file.read(1 << 22):
-            total.update(chunk)
-            advance(file.tell())
-    return total.hexdigest()

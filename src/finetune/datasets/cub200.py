@@ -28,7 +28,8 @@ def read(folder: Path) -> Contents:
     classes = tables[_CLASSES]
     if list(classes) != list(range(1, len(classes) + 1)):
         raise InputError(f"{archive}: {_CLASSES}: class ids are not 1, 2, 3, …; get the archive again")
-    return Contents(tuple(classes.values()), labelled_images(archive, _rows(archive, tables), f"{archive}: {_IMAGES}"))
+    images, examples = labelled_images(archive, _rows(archive, tables), f"{archive}: {_IMAGES}")
+    return Contents(tuple(classes.values()), examples, images)
 
 
 DATASET = Dataset(

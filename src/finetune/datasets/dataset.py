@@ -26,6 +26,7 @@ class Contents:
 
     classes: tuple[str, ...]
     examples: Iterator[Example]
+    images: int | None = None  # how many examples come, where the metadata say so before they do
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def read(folder: Path) -> Contents:
     }
     classes = tuple(meta[_CLASSES].split())
     rows = _rows(archive, meta, {name: label for label, name in enumerate(classes)})
-    return Contents(classes, labelled_images(archive, rows, f"{archive}: food-101/meta"))
+    images, examples = labelled_images(archive, rows, f"{archive}: food-101/meta")
+    return Contents(classes, examples, images)
 
 
 DATASET = Dataset(

@@ -1,0 +1,187 @@
+"""Prepare beside others, on small disks, and after a kill: nothing is lost, nothing is half-written."""
+
+import errno
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune import prepare as module
+from finetune.datasets import Contents, Dataset, Edition, Example
+from finetune.errors import InputError
+from finetune.params import PrepareParams
+from finetune.prepare import prepare
+from finetune.store import open_store
+from finetune.store_check import check
+from finetune.store_writer import Writer
+
+SETTINGS = PrepareParams(short_side=32, val_fraction=0.2)
+Usage = namedtuple("Usage", "total used free")
+
+
+def noise(images: int = 200) -> Iterator[Example]:
+    for i in range(images):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+        yield Example("test" if i % 5 == 0 else "train", i % 2, pixels, f"a.bin: {i}")
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"a")
+    return folder
+
+
+def dataset(stream: Callable[[], Iterator[Example]] = noise, images: int | None = 200, **editions: Edition) -> Dataset:
+    return Dataset("toy", "Toy", 2, ("a.bin",), editions, lambda _: Contents(("a", "b"), stream(), images))
+
+
+# Two at once
+
+
+def test_a_second_prepare_waits_and_takes_what_the_first_made(
+    tmp_path: Path, archives: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, began, go_on, reads = tmp_path / "toy", threading.Event(), threading.Event(), []
+
+    def slow() -> Iterator[Example]:
+        reads.append(1)
+        began.set()
+        assert go_on.wait(30)
+        yield from noise()
+
+    digests: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: digests.append(prepare(dataset(slow), "any", SETTINGS, archives, place).digest))
+        for _ in range(2)
+    ]
+    threads[0].start()
+    assert began.wait(30)
+    threads[1].start()
+    while "another process is preparing it" not in capsys.readouterr().out:
+        threads[1].join(0.05)
+        assert threads[1].is_alive()
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
+    assert len(reads) == 1
+    assert check(open_store(place)) == 200
+
+
+def test_a_waiting_prepare_of_other_settings_makes_its_own(tmp_path: Path, archives: Path) -> None:
+    place, began, go_on = tmp_path / "toy", threading.Event(), threading.Event()
+
+    def slow() -> Iterator[Example]:
+        began.set()
+        assert go_on.wait(30)
+        yield from noise()
+
+    first = threading.Thread(target=lambda: prepare(dataset(slow), "any", SETTINGS, archives, place))
+    first.start()
+    assert began.wait(30)
+    other = SETTINGS.model_copy(update={"split_seed": 1})
+    second = threading.Thread(target=lambda: prepare(dataset(), "any", other, archives, place))
+    second.start()
+    go_on.set()
+    first.join(30)
+    second.join(30)
+    assert open_store(place).meta["prepare"]["split_seed"] == 1
+
+
+def test_what_a_killed_prepare_left_is_cleared_away(tmp_path: Path, archives: Path) -> None:
+    (tmp_path / ".toy.aside").mkdir()
+    (tmp_path / ".toy.aside" / "trainval.u8").write_bytes(b"half")
+    prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".toy.lock", "archives", "toy"]
+
+
+# Room
+
+
+def test_a_disk_that_cannot_hold_the_store_is_said_before_the_work(
+    tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted() -> Iterator[Example]:
+        for example in noise():
+            read.append(1)
+            yield example
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 400_000))
+    with pytest.raises(InputError, match=r"toy: the store of 200 images will take about 0\.0 GB more.*make room"):
+        prepare(dataset(counted), "any", SETTINGS, archives, tmp_path / "toy")
+    assert len(read) < 200
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_disk_that_just_holds_it_will_do(tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, (200 - 64) * 3072))
+    assert prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy").meta["counts"]["test"] == 40
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_the_old_store(
+    tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy")
+
+    def full(self: Writer, *args: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Writer, "add", full)
+    with pytest.raises(InputError, match=r"toy: could not be written \(No space left on device\); make room"):
+        prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy")
+    assert check(open_store(tmp_path / "toy")) == 200
+    assert open_store(tmp_path / "toy").digest == old.digest
+    assert not (tmp_path / ".toy.aside").exists()
+
+
+# Another edition
+
+
+def test_another_md5_explains_whatever_the_reader_stumbles_over(tmp_path: Path, archives: Path) -> None:
+    def strange() -> Iterator[Example]:
+        yield from noise(3)
+        raise InputError("a.bin: meta: no such member")
+
+    sample = Edition({"a.bin": "0" * 32}, train=160, test=40)
+    with pytest.raises(InputError, match=r"a\.bin: found md5 .*expected 0{32} of the sample edition"):
+        prepare(dataset(strange, sample=sample), "sample", SETTINGS, archives, tmp_path / "toy")
+    assert not (tmp_path / "toy").exists()
+
+
+def test_another_md5_is_refused_though_the_images_can_be_read(tmp_path: Path, archives: Path) -> None:
+    sample = Edition({"a.bin": "0" * 32}, train=160, test=40)
+    with pytest.raises(InputError, match="found md5"):
+        prepare(dataset(sample=sample), "sample", SETTINGS, archives, tmp_path / "toy")
+    assert not (tmp_path / "toy").exists()
+
+
+def test_memory_holds_few_images_at_a_time(tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead: list[int] = []
+    read, written = 0, 0
+    add = Writer.add
+
+    def counted() -> Iterator[Example]:
+        nonlocal read
+        for example in noise(600):
+            read += 1
+            ahead.append(read - written)
+            yield example
+
+    def adding(self: Writer, *args: object, **named: object) -> None:
+        nonlocal written
+        written += 1
+        add(self, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Writer, "add", adding)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: range(2), raising=False)
+    prepare(dataset(counted, None), "any", SETTINGS, archives, tmp_path / "toy")
+    assert max(ahead) <= 2 * 4 * 4 + 8  # threads x groups in flight x images in a group, and the next group
