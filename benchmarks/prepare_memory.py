@@ -24,11 +24,11 @@ SHORT_SIDE = 128
 
 def generate(archive: Path, images: int) -> None:
     """A .tar of smooth random pictures, no two the same."""
-    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    rows, columns = np.arange(HEIGHT, dtype=np.float32), np.arange(WIDTH, dtype=np.float32)
     with tarfile.open(archive, "w") as tar:
         for i in range(images):
             waves = np.random.default_rng(i).uniform(0.01, 0.2, (3, 2))
-            planes = [127 + 120 * np.sin(rows * a) * np.cos(columns * b) for a, b in waves]
+            planes = [127 + 120 * np.outer(np.sin(rows * a), np.cos(columns * b)) for a, b in waves]
             data = simplejpeg.encode_jpeg(np.ascontiguousarray(np.stack(planes, -1).astype(np.uint8)), quality=85)
             member = tarfile.TarInfo(f"{i % CLASSES:04d}/{i:07d}.jpg")
             member.size = len(data)
