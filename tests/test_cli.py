@@ -170,7 +170,8 @@ def test_a_wrong_name_or_a_missing_file_is_one_sentence(folder: Path, words: tup
 def test_a_listed_data_set_without_a_reader_is_refused_with_those_that_have_one(folder: Path) -> None:
     message = refusal("study", "show", "--set", "study.datasets=[cifar10, cifar1]", "--set", "datasets.cifar1={}")
     assert message.startswith("data set 'cifar1' of params.yaml has no reader src/finetune/datasets/cifar1.py; ")
-    assert message.endswith("known: cars196, cifar10, cifar100, cub200, food101")
+    assert "known: cars196, cifar10, cifar100, cub200, food101; " in message
+    assert message.endswith("add reader: class_folders")
 
 
 def test_a_listed_strategy_without_a_plan_is_refused_with_the_plans(folder: Path) -> None:

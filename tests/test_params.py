@@ -146,7 +146,8 @@ def test_a_bad_override_of_an_entry_that_the_study_does_not_list_is_refused_too(
             "toy",
             [],
             "list",
-            "a section with keys of training, prepare, sources, reader, title, archive, test_fraction, test_seed, fraction",
+            "a section with keys of training, prepare, sources, reader, title, archive, test_fraction, test_seed, "
+            "fraction",
         ),
         ("datasets", "toy", {"training": 3}, "integer", "a section, as {name: …}"),
         ("training", "precision", "fp16", "text", "one of 'fp32', 'tf32' or 'bf16'"),

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune import datasets
-from finetune.datasets import class_folders
 from finetune.errors import InputError, suggest
 from finetune.params import DatasetParams, Params, TrainingParams
 
@@ -46,6 +45,8 @@ def dataset_of(params: Params, name: str) -> datasets.Dataset:
     own = params.datasets.get(name)
     if own is None or own.reader is None:
         return datasets.load(name)
+    from finetune.datasets import class_folders  # with libraries that a node which only trains may lack
+
     return class_folders.dataset(name, own.title, own.archive, own.test_fraction, own.test_seed)
 
 
@@ -61,7 +62,7 @@ def check_readers(names: Iterable[str], entries: Mapping[str, DatasetParams] = M
         elif name not in datasets.names():
             raise InputError(
                 f"data set '{name}' of params.yaml has no reader src/finetune/datasets/{name}.py; "
-                f"{suggest(name, datasets.names())}"
+                f"{suggest(name, datasets.names())}; for images of your own in class folders add reader: class_folders"
             )
 
 
