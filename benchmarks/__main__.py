@@ -1,15 +1,119 @@
-"""What `make bench` measures: training and preparing, each beside the plain way."""
+"""`make bench`: this project beside a plain loop and timm, each way in a process of its own, in turn.
 
+Prints one table per size, with the medians and the ratios of each round, and writes benchmarks/results/latest.json and
+a dated copy, with machine and commit. timm is measured where it is installed (requirements-bench.lock).
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from benchmarks import prepare_speed, training_speed
+import click
+import torch
+
+from benchmarks import prepare_speed
+from benchmarks.engine import WAYS
+from finetune import datasets
+from finetune.params import PrepareParams
+from finetune.prepare import prepare
 
 # The real images where they lie beside the checkout; else those that were pulled, whose small pictures say little.
 ARCHIVES = (Path("../shared/data/cub200/CUB_200_2011.tgz"), Path("data/cub200/CUB_200_2011.tgz"))
+RESULTS = Path("benchmarks/results")
+NAMES = {  # way -> the key of ours against it
+    "plain": "vs_plain",
+    "timm_default": "vs_timm_default",
+    "timm_best": "vs_timm_best",
+    "timm_same_allocator": "vs_timm_same_allocator",
+    "ours_bf16": "vs_own_bf16",
+    "ours_resident": "feed_ratio",
+}
+
+
+@contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """The archive's images in class folders."""
+    with tempfile.TemporaryDirectory() as scratch:
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+        yield Path(scratch) / "CUB_200_2011" / "images"
+
+
+def training(size: int, steps: int, rounds: int, ways: tuple[str, ...], images: Path, store: Path) -> dict[str, Any]:
+    """Rates and ratios at one size; each round measures every way once."""
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds):
+        for way in ways:
+            words = [way, "--size", str(size), "--steps", str(steps), "--images", str(images), "--store", str(store)]
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.engine", *words], check=True, capture_output=True, text=True
+            )
+            rates[way].append(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+            print(f"  {size} px, round {turn + 1}/{rounds}: {way} {rates[way][-1]:.1f} images/s", flush=True)
+    found: dict[str, Any] = {"images_per_second": statistics.median(rates["ours"]), "rounds": rates}
+    for way, key in NAMES.items():
+        if way in rates:
+            found[key] = round(statistics.median(a / b for a, b in zip(rates["ours"], rates[way], strict=True)), 3)
+    print(f"\n{size} px, batch 32, medians of {rounds} rounds in turn")
+    print(f"  {'way':22}{'images/s':>10}{'least':>9}{'most':>9}{'ours is':>10}")
+    for way, values in rates.items():
+        ratio = f"{found[NAMES[way]]:.2f} x" if way in NAMES else ""
+        print(f"  {way:22}{statistics.median(values):10.1f}{min(values):9.1f}{max(values):9.1f}{ratio:>10}")
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return {
+        "commit": commit or None,
+        "dirty": bool(dirty.strip()),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+@click.command()
+@click.option("--archive", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A CUB_200_2011.tgz.")
+@click.option("--sizes", default="96,224", show_default=True, help="Pixels.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--steps", default=8, show_default=True, help="Of 32 images, per round and way.")
+@click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="For the JSON files.")
+def main(archive: Path | None, sizes: str, rounds: int, steps: int, out: Path) -> None:
+    """Measure preparing and training on the images of CUB-200-2011."""
+    archive = archive or next((path for path in ARCHIVES if path.is_file()), None)
+    if archive is None:
+        raise click.UsageError(f"no {ARCHIVES[1]}; bring it with `dvc pull data/cub200`, or name one with --archive")
+    ways = tuple(way for way in WAYS if importlib.util.find_spec("timm") or not way.startswith("timm"))
+    if len(ways) < len(WAYS):
+        print("timm is not installed, so left out: .venv/bin/pip install --no-deps -r requirements-bench.lock")
+    found: dict[str, Any] = {**machine(), "archive_bytes": archive.stat().st_size}
+    found["prepare"] = prepare_speed.measure(archive, 256, rounds)
+    with unpacked(archive) as images:
+        store = images.parent / "store"
+        prepare(datasets.load("cub200"), "any", PrepareParams(short_side=256), archive.parent, store)
+        for size in map(int, sizes.split(",")):
+            found[f"train_{size}"] = training(size, steps, rounds, ways, images, store)
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=2) + "\n"
+    for name in ("latest", found["date"].replace(":", "").partition("+")[0]):
+        (out / f"{name}.json").write_text(text)
+    print(f"\n{out / 'latest.json'}")
+
 
 if __name__ == "__main__":
-    training_speed.main()
-    if archive := next((path for path in ARCHIVES if path.is_file()), None):
-        prepare_speed.main([str(archive)])
-    else:
-        print(f"prepare: no {ARCHIVES[1]}; bring it with `dvc pull data/cub200` or `finetune fetch cub200`")
+    main()

@@ -12,7 +12,9 @@ import statistics
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from torch.utils.data import DataLoader
@@ -53,18 +55,14 @@ def batched(folder: Path, short_side: int, workers: int) -> float:
     return seen / (time.perf_counter() - began)
 
 
-@click.command()
-@click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--short-side", default=256, show_default=True, help="Pixels.")
-@click.option("--rounds", default=5, show_default=True)
-def main(archive: Path, short_side: int, rounds: int) -> None:
-    """Measure on the images of a CUB-200-2011 archive."""
+def measure(archive: Path, short_side: int, rounds: int) -> dict[str, Any]:
+    """Measure in turn and print; returns the medians, and the median of the ratios to each plain way."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
         images = folder / "CUB_200_2011" / "images"
-        ways = {
+        ways: dict[str, Callable[[], float]] = {
             "finetune prepare": lambda: ours(archive.parent, short_side, folder / "store"),
             f"ImageFolder, {WORKERS} workers": lambda: plain(images, short_side, WORKERS),
             f"ImageFolder, {WORKERS} workers, 32 at a time": lambda: batched(images, short_side, WORKERS),
@@ -75,11 +73,28 @@ def main(archive: Path, short_side: int, rounds: int) -> None:
                 rate = way()
                 if turn:
                     rates[name].append(rate)
-        first = next(iter(ways))
-        print(f"short side {short_side} px, {os.cpu_count()} cores, medians of {rounds} rounds in turn")
-        for name, values in rates.items():
-            ratios = statistics.median(a / b for a, b in zip(rates[first], values, strict=True))
-            print(f"{name}: {statistics.median(values):.0f} images/s, ours is {ratios:.2f} x", flush=True)
+    own, one_by_one, in_batches = rates.values()
+    print(f"short side {short_side} px, {os.cpu_count()} cores, medians of {rounds} rounds in turn")
+    for name, values in rates.items():
+        print(f"{name}: {statistics.median(values):.0f} images/s, ours is {_ratio(own, values):.2f} x", flush=True)
+    return {
+        "images_per_second": round(statistics.median(own)),
+        "vs_plain": round(_ratio(own, one_by_one), 3),
+        "vs_plain_in_batches": round(_ratio(own, in_batches), 3),
+    }
+
+
+def _ratio(own: list[float], others: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(own, others, strict=True))
+
+
+@click.command()
+@click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--short-side", default=256, show_default=True, help="Pixels.")
+@click.option("--rounds", default=5, show_default=True)
+def main(archive: Path, short_side: int, rounds: int) -> None:
+    """Measure on the images of a CUB-200-2011 archive."""
+    measure(archive, short_side, rounds)
 
 
 if __name__ == "__main__":
