@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 S3 := $(VENV)/installed-s3
+BENCH := $(VENV)/installed-bench
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := src
 export OMP_WAIT_POLICY ?= passive
@@ -49,7 +50,11 @@ format: $(STAMP) ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## the benchmarks
+$(BENCH): $(STAMP) requirements-bench.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.lock
+	@touch $@
+
+bench: $(BENCH) ## preparing and training beside a plain loop and timm, some 15 minutes; writes benchmarks/results/
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the environment, stores, runs and results (not data, not the tracking database)

@@ -11,10 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,15 +36,6 @@ NAMES = {  # way -> the key of ours against it
     "ours_bf16": "vs_own_bf16",
     "ours_resident": "feed_ratio",
 }
-
-
-@contextmanager
-def unpacked(archive: Path) -> Iterator[Path]:
-    """The archive's images in class folders."""
-    with tempfile.TemporaryDirectory() as scratch:
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
-        yield Path(scratch) / "CUB_200_2011" / "images"
 
 
 def training(size: int, steps: int, rounds: int, ways: tuple[str, ...], images: Path, store: Path) -> dict[str, Any]:
@@ -103,8 +91,8 @@ def main(archive: Path | None, sizes: str, rounds: int, steps: int, out: Path) -
         print("timm is not installed, so left out: .venv/bin/pip install --no-deps -r requirements-bench.lock")
     found: dict[str, Any] = {**machine(), "archive_bytes": archive.stat().st_size}
     found["prepare"] = prepare_speed.measure(archive, 256, rounds)
-    with unpacked(archive) as images:
-        store = images.parent / "store"
+    with tempfile.TemporaryDirectory() as scratch:
+        images, store = prepare_speed.unpack(archive, Path(scratch)), Path(scratch) / "store"
         prepare(datasets.load("cub200"), "any", PrepareParams(short_side=256), archive.parent, store)
         for size in map(int, sizes.split(",")):
             found[f"train_{size}"] = training(size, steps, rounds, ways, images, store)

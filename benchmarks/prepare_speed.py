@@ -28,6 +28,14 @@ from finetune.prepare import prepare
 WORKERS = 2
 
 
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a CUB-200-2011 archive into `folder`; returns the folder of its class folders."""
+    with tarfile.open(archive) as tar:
+        files = [member for member in tar if not Path(member.name).name.startswith("._")]  # macOS' own
+        tar.extractall(folder, files, filter="data")
+    return folder / "CUB_200_2011" / "images"
+
+
 def ours(archives: Path, short_side: int, place: Path) -> float:
     """Images per second, from the archive's first byte to the store in place."""
     settings = PrepareParams(short_side=short_side)
@@ -59,9 +67,7 @@ def measure(archive: Path, short_side: int, rounds: int) -> dict[str, Any]:
     """Measure in turn and print; returns the medians, and the median of the ratios to each plain way."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        images = folder / "CUB_200_2011" / "images"
+        images = unpack(archive, folder)
         ways: dict[str, Callable[[], float]] = {
             "finetune prepare": lambda: ours(archive.parent, short_side, folder / "store"),
             f"ImageFolder, {WORKERS} workers": lambda: plain(images, short_side, WORKERS),
