@@ -29,7 +29,7 @@ from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, Ran
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
-from finetune.device import configure
+from finetune.device import configure, move_to_device
 from finetune.params import AugmentationParams, TrainingParams
 from finetune.store import open_store
 from finetune.strategies import build_plan
@@ -58,7 +58,8 @@ def ours(size: int, steps: int, store: Path, precision: str, resident: bool) -> 
     configure(recipe)
     whole = open_store(store).split("train")
     split = type(whole)(whole.pixels, whole.index[: steps * BATCH], whole.labels[: steps * BATCH])
-    model = models.build(CLASSES, 0).to(memory_format=torch.channels_last)
+    model = models.build(CLASSES, 0)
+    move_to_device(model, recipe)
     phase = build_plan(model, "same_lr", {}).phases[0]
     optimizer = make_optimizer(model, phase, recipe)
     batches = _Resident if resident else Batches

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from finetune import depthwise
+from finetune import cpu_gradients, depthwise
 from finetune.allocator import keep_freed_memory
 from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
@@ -59,6 +59,8 @@ def move_to_device(model: nn.Module, recipe: TrainingParams) -> None:
         if not depthwise.available():
             raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
         depthwise.use_triton_depthwise(model)
+    if recipe.precision == "bf16" and recipe.device == "cpu":
+        cpu_gradients.use_float32_gradients(model)
     if recipe.compile != "none":
         model.compile(mode=recipe.compile, dynamic=False)
 
