@@ -107,7 +107,7 @@ def test_without_a_command_the_commands_are_listed() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("trian",), "`finetune` has no command 'trian'; did you mean 'train'? known: backbone, compare, "),
+        (("trian",), "`finetune` has no command 'trian'; did you mean 'train'? known: backbone, calibrate, compare, "),
         (("study", "shwo"), "`finetune study` has no command 'shwo'; did you mean 'show'? known: new, run, show, use"),
         (("--paramz", "x"), "`finetune` has no option '--paramz'; known: --help, --version, -h"),
         (

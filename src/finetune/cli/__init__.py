@@ -131,4 +131,4 @@ def check_dataset(params: Any, dataset: str) -> None:
     study.check_run(params, dataset, next(iter(params.strategies)))
 
 
-from finetune.cli import actions, data, stages, store, studies  # noqa: E402, F401  (their commands join `cli` when imported)
+from finetune.cli import actions, calibrate, data, stages, store, studies  # noqa: E402, F401  (their commands join `cli` when imported)
