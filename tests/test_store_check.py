@@ -44,20 +44,37 @@ def test_one_bit_of_the_test_split_is_noticed(store: Store) -> None:
 
 def test_other_labels_are_noticed(store: Store) -> None:
     np.save(store.path / "trainval.labels.npy", np.zeros(4, np.int64))
-    with pytest.raises(InputError, match="arrays or class names are not those"):
+    with pytest.raises(InputError, match=r"trainval\.labels\.npy: is not as it was written"):
         check(store)
 
 
 def test_a_split_that_was_tampered_with_is_noticed(store: Store) -> None:
     np.save(store.path / "train.rows.npy", np.arange(4))
-    with pytest.raises(InputError, match="arrays or class names are not those"):
+    with pytest.raises(InputError, match=r"train\.rows\.npy: is not as it was written"):
         check(store)
 
 
 def test_other_class_names_are_noticed(store: Store) -> None:
     meta = store.path / "meta.json"
     meta.write_text(meta.read_text().replace("class 0", "class 9"))
-    with pytest.raises(InputError, match="arrays or class names are not those"):
+    with pytest.raises(InputError, match=r"meta\.json: is not as it was written"):
+        check(open_store(store.path))
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_names_that_were_changed_or_are_gone_are_noticed(store: Store, content: bytes | None) -> None:
+    names = store.path / "test.members.txt"
+    names.unlink()
+    if content is not None:
+        names.write_bytes(content)
+    with pytest.raises(InputError, match=r"test\.members\.txt: is not as it was written, or is missing"):
+        check(store)
+
+
+def test_other_counts_are_noticed(store: Store) -> None:
+    meta = store.path / "meta.json"
+    meta.write_text(meta.read_text().replace('"val": 1', '"val": 2'))
+    with pytest.raises(InputError, match=r"meta\.json: is not as it was written"):
         check(open_store(store.path))
 
 

@@ -47,6 +47,18 @@ def decode(data: bytes, where: str) -> np.ndarray:
         raise InputError(f"{where}: a broken image ({error}); replace it with a whole file") from None
 
 
+def pixels_in(data: bytes) -> int:
+    """How many pixels an image file holds by its header; 0 where that cannot be read."""
+    try:
+        if simplejpeg.is_jpeg(data):
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            return height * width
+        with Image.open(io.BytesIO(data)) as image:
+            return image.width * image.height
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # `decode` says what is wrong
+        return 0
+
+
 def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
     """Resize so that the short side is `short_side` pixels (antialiased bilinear); smaller images stay as they are.
 

@@ -2,10 +2,11 @@
 
 A store is a folder. Pixels lie in two flat files, one for the official training split (`trainval.u8`) and one for
 test (`test.u8`). Beside each lie, one entry per image: `<file>.index.npy`, int64 rows (offset, height, width) into it,
-`<file>.labels.npy`, int64, `<file>.content.npy`, uint8 rows of 16 (XXH3 of the pixels), and `<file>.members.txt`, the
-name in its archive.
+`<file>.labels.npy`, int64, `<file>.content.npy`, uint8 rows of 16 (XXH3 of the pixels), `<file>.original.npy`, int32
+rows (height, width) before shrinking, and `<file>.members.txt`, the name in its archive.
 A split is a choice of images, `<split>.rows.npy`, int64: images are written once, in one pass, whatever the split.
-`meta.json` names classes, counts, sources, duplicates, format and digest.
+`meta.json` names classes, counts, sources, duplicates, format and digest, and has a hash of each small file and of
+itself.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from finetune.runs import read_json
 
 FORMAT = 2
 FILES = ("trainval", "test")
+NUMBERS = ("index", "labels", "content", "rows")  # the arrays that decide a training's numbers
 SPLITS = {"train": "trainval", "val": "trainval", "test": "test"}  # split -> its pixel file
 
 
@@ -132,8 +134,25 @@ def broken(store: Store, error: Exception) -> InputError:
 
 
 def digest(folder: Path, meta: Mapping[str, Any]) -> str:
-    """SHA-256 over the class names and every array, and so, by each image's own, over the pixels; 64 hex digits."""
+    """SHA-256 over the class names and the arrays that decide numbers, and so, by each image's hash, over the pixels.
+
+    Returns:
+        64 hex digits.
+    """
     total = hashlib.sha256(json.dumps([meta["format"], meta["classes"]]).encode())
     for file in sorted(folder.glob("*.npy")):
-        total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        if file.name.split(".")[-2] in NUMBERS:
+            total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a store but the pixels, which have hashes per image, and meta.json."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".npy", ".txt"))
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def seal(meta: Mapping[str, Any]) -> str:
+    """SHA-256 over all that meta.json says, itself apart."""
+    said = {key: value for key, value in meta.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

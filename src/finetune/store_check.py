@@ -6,7 +6,7 @@ import numpy as np
 
 from finetune.counting import counted
 from finetune.errors import InputError
-from finetune.store import FILES, Store, again, broken, digest
+from finetune.store import FILES, Store, again, broken, hashes, seal
 from finetune.store_writer import content_hash
 
 
@@ -19,16 +19,16 @@ def check(store: Store) -> int:
     Raises:
         InputError: bytes were changed, are missing, or are too many; names the file, and the image where it is one.
     """
-    for split in ("train", "val", "test"):
-        store.split(split)
+    written: dict[str, str] = store.meta["files"]
+    if seal(store.meta) != store.meta["seal"]:
+        raise _changed(store, "meta.json")
     try:
-        if digest(store.path, store.meta) != store.digest:
-            raise InputError(
-                f"{store.path}: its arrays or class names are not those that meta.json's digest was taken of; make the "
-                f"store again with {again(store)}"
-            )
+        found = hashes(store.path)
     except OSError as error:
         raise broken(store, error) from None
+    for name in sorted(written.keys() | found.keys()):
+        if written.get(name) != found.get(name):
+            raise _changed(store, name)
     indexes = {name: store.array(f"{name}.index") for name in FILES}
     done = 0
     with counted(f"check {store.path.name}", sum(map(len, indexes.values())), "images") as advance:
@@ -36,6 +36,13 @@ def check(store: Store) -> int:
             for _ in _each(store, name, index):
                 advance(done := done + 1)
     return done
+
+
+def _changed(store: Store, name: str) -> InputError:
+    return InputError(
+        f"{store.path / name}: is not as it was written, or is missing; the disk may be failing: make the store again "
+        f"with {again(store)}"
+    )
 
 
 def _each(store: Store, name: str, index: np.ndarray) -> Iterator[None]:

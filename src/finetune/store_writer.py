@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 import xxhash
 
-from finetune.store import FILES, FORMAT, SPLITS, digest
+from finetune.store import FILES, FORMAT, SPLITS, digest, hashes, seal
 
 
 @dataclass
@@ -22,6 +22,8 @@ class _File:
     index: "array[int]" = field(default_factory=lambda: array("q"))  # offset, height, width of each image
     labels: "array[int]" = field(default_factory=lambda: array("q"))
     content: bytearray = field(default_factory=bytearray)
+    decoded: bytearray = field(default_factory=bytearray)  # hashes before shrinking; not written
+    original: "array[int]" = field(default_factory=lambda: array("i"))  # height, width before shrinking
     size: int = 0  # bytes of pixels
 
 
@@ -40,19 +42,31 @@ class Writer:
         }
 
     def add(
-        self, official_split: str, label: int, image: np.ndarray, member: str = "", content: bytes | None = None
+        self,
+        official_split: str,
+        label: int,
+        image: np.ndarray,
+        member: str = "",
+        content: bytes | None = None,
+        decoded: bytes | None = None,
+        original: tuple[int, int] | None = None,
     ) -> None:
         """Append one image (uint8, height x width x 3) of the official split `train` or `test`.
 
         Args:
             member: its name in its archive.
             content: `content_hash` of its pixels, where the caller has it already.
+            decoded: the same of its pixels before shrinking; None: it was not shrunk.
+            original: height, width before shrinking; None: it was not shrunk.
         """
         file = self._files[SPLITS[official_split]]
         image = np.ascontiguousarray(image)
         file.index.extend((file.size, *image.shape[:2]))
         file.labels.append(label)
-        file.content += content or content_hash(image)
+        content = content or content_hash(image)
+        file.content += content
+        file.decoded += decoded or content
+        file.original.extend(original or image.shape[:2])
         file.members.write(json.dumps(member) + "\n")
         view = image.reshape(-1).data
         while len(view):  # an unbuffered write may be a partial one
@@ -72,8 +86,8 @@ class Writer:
         return np.array(self._files[name].labels, np.int64)
 
     def hashes(self, name: str) -> np.ndarray:
-        """`content_hash` of each image in a pixel file: uint8, images x 16."""
-        return np.frombuffer(bytes(self._files[name].content), np.uint8).reshape(-1, 16)
+        """`content_hash` of each image in a pixel file, as it was before shrinking: uint8, images x 16."""
+        return np.frombuffer(bytes(self._files[name].decoded), np.uint8).reshape(-1, 16)
 
     def member(self, name: str, row: int) -> str:
         """The archive member that image `row` of a pixel file came from."""
@@ -97,9 +111,11 @@ class Writer:
         for name, file in self._files.items():
             np.save(self.aside / f"{name}.index.npy", np.array(file.index, np.int64).reshape(-1, 3))
             np.save(self.aside / f"{name}.labels.npy", self.labels(name))
-            np.save(self.aside / f"{name}.content.npy", self.hashes(name))
+            np.save(self.aside / f"{name}.content.npy", np.frombuffer(bytes(file.content), np.uint8).reshape(-1, 16))
+            np.save(self.aside / f"{name}.original.npy", np.array(file.original, np.int32).reshape(-1, 2))
         meta = {"format": FORMAT, **meta, "counts": {split: int(chosen.sum()) for split, chosen in rows.items()}}
-        meta["digest"] = digest(self.aside, meta)
+        meta |= {"digest": digest(self.aside, meta), "files": hashes(self.aside)}
+        meta["seal"] = seal(meta)
         (self.aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
