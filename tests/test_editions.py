@@ -15,9 +15,10 @@ import yaml
 from click.testing import CliRunner
 from filelock import FileLock
 
-from finetune import data_version, datasets, editions, params
+from finetune import data_version, datasets, editions, params, sample_remote, workflow
 from finetune.cli import cli
 from finetune.errors import InputError
+from finetune.study import Layout
 
 REPOSITORY = Path(__file__).parent.parent
 SETS = ("cifar10", "own")
@@ -78,9 +79,10 @@ def version(name: str, *of: str) -> dict[str, bytes]:
 
 
 def used(root: Path, name: str) -> list[str]:
+    """What `use` says, but for how long DVC has been at work, which depends on the machine."""
     said: list[str] = []
     editions.use(root, name, said.append)
-    return said
+    return [line for line in said if " is at work, " not in line]
 
 
 def refusal(root: Path, name: str) -> str:
@@ -168,6 +170,19 @@ def test_the_seed_reports_recipe_is_the_reports() -> None:
     assert (recipe.image_size, recipe.weight_decay, recipe.crop_pct, recipe.device) == (224, 1e-4, 224 / 256, "cuda")
     assert 40 <= recipe.epochs <= 50 and 3e-4 <= recipe.lr <= 1e-3 and 0.9 <= recipe.schedule.gamma <= 0.95
     assert (recipe.augmentation.name, recipe.augmentation.scale) == ("random_resized_crop", (0.08, 1.0))
+
+
+def test_the_samples_remote_holds_the_sample_editions_archives_and_nothing_else() -> None:
+    expected = set()
+    for name in datasets.names():
+        sample = datasets.load(name).editions["sample"].md5
+        listed = [{"md5": sample[file], "relpath": file} for file in sorted(sample)]
+        expected |= {md5(json.dumps(listed, sort_keys=True).encode()) + ".dir", *sample.values()}
+    remote = REPOSITORY / "samples" / "dvc-remote"
+    found = {path.relative_to(remote).as_posix() for path in remote.rglob("*") if path.is_file()}
+    assert found == {f"files/md5/{hashed[:2]}/{hashed[2:]}" for hashed in expected}
+    for file in (REPOSITORY / "data.dvc", *(REPOSITORY / "studies").glob("*.data.yaml")):
+        sample_remote.check(REPOSITORY, file)
 
 
 # Edits
@@ -333,6 +348,54 @@ def test_uncached_data_are_not_replaced_and_the_sentences_mend_works(checkout: P
     dvc(checkout, *mend.split()[1:])
     used(checkout, "small")
     assert lying(checkout) == version("small")
+
+
+@pytest.mark.dvc
+@pytest.mark.parametrize("there", [True, False])
+def test_the_mend_works_for_data_that_data_dvc_does_not_list(checkout: Path, there: bool) -> None:
+    (checkout / "studies" / "large.data.yaml").write_text(f"outs:\n- path: data/new\n  md5: {'0' * 32}.dir\n")
+    lay(checkout, "mine", "new")
+    if not there:
+        (checkout / "data.dvc").unlink()
+    mend = refusal(checkout, "large").split("`")[1]
+    assert mend.endswith("echo '- path: data/new' >> data.dvc && dvc add data/new")
+    run(checkout, "sh", "-c", mend)
+    editions.new(checkout, "kept")
+    used(checkout, "large")
+    used(checkout, "kept")
+    assert lying(checkout) == version("small") | version("mine", "new")
+
+
+@pytest.mark.dvc
+def test_the_mend_for_data_in_the_place_of_the_samples_first_names_the_remote(checkout: Path) -> None:
+    hold(checkout, *SAMPLES)
+    (checkout / "data.dvc").write_text(data_file("small", remote="sample"))
+    commit(checkout)
+    lay(checkout, "mine", "own")
+    said = refusal(checkout, "large")
+    assert (
+        "; delete the line `remote: sample` of data/own in data.dvc, then put it there with `dvc add data/own`" in said
+    )
+
+
+@pytest.mark.dvc
+def test_what_dvc_prints_is_shown_only_where_it_fails(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    used(checkout, "large")
+    used(checkout, "small")  # a checkout from the cache
+    assert capfd.readouterr() == ("", "")
+    (checkout / "studies" / "large.data.yaml").write_text(data_file("large", remote="nowhere"))
+    with pytest.raises(InputError, match=r"`dvc pull data/cifar10 data/own` ended with exit code"):
+        editions.use(checkout, "large", lambda _: None)
+    assert "nowhere" in capfd.readouterr().err
+
+
+@pytest.mark.dvc
+def test_a_long_call_of_dvc_says_that_it_is_at_work(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_version, "_SILENCE", 0.2)
+    used(checkout, "large")
+    said: list[str] = []
+    editions.use(checkout, "small", said.append)
+    assert said[0] == "data: `dvc checkout data/cifar10 data/own` is at work, 0 s so far"
 
 
 @pytest.mark.dvc
@@ -529,6 +592,111 @@ def test_a_start_from_nothing_is_one_sentence(plain: Path) -> None:
     (plain / "params.yaml").unlink()
     with pytest.raises(InputError, match=r"params\.yaml: no such file"):
         editions.new(plain, "mine")
+
+
+# Nothing of a user's ends up in samples/
+
+
+def hold(root: Path, *hashes: str) -> None:
+    """The samples' remote with these versions in it."""
+    for hashed in hashes:
+        held = root / "samples" / "dvc-remote" / "files" / "md5" / hashed[:2] / hashed[2:]
+        held.parent.mkdir(parents=True, exist_ok=True)
+        held.touch()
+
+
+SAMPLES = [folder_md5(files(name, "small")) for name in SETS]
+STRAY = "has `remote: sample`, though samples/dvc-remote does not hold this version"
+
+
+def test_a_new_study_keeps_the_samples_remote_where_it_holds_the_out(plain: Path) -> None:
+    hold(plain, *SAMPLES)
+    text = data_file("small", "# mine\n", remote="sample")
+    (plain / "data.dvc").write_text(text)
+    editions.new(plain, "mine")
+    assert (plain / "studies" / "mine.data.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("- path: data/own\n  remote: sample # s\n  md5: {}\n", "- path: data/own\n  md5: {}\n"),
+        ("- remote: sample\n  path: data/own\n  md5: {}\n", "- path: data/own\n  md5: {}\n"),
+        ("- path: data/own # why\n  md5: {}\n  remote: sample\n", "- path: data/own # why\n  md5: {}\n"),
+        ("- {{path: data/own, remote: sample, md5: {}}}\n", "- {{path: data/own, md5: {}}}\n"),
+        ("- path: data/own\n  md5: {}\n  remote: team\n", "- path: data/own\n  md5: {}\n  remote: team\n"),
+    ],
+)
+def test_a_new_study_drops_it_where_it_does_not(plain: Path, before: str, after: str) -> None:
+    hold(plain, SAMPLES[0])
+    kept = f"# mine\nouts:\n- path: data/cifar10\n  remote: sample\n  md5: {SAMPLES[0]}\n"
+    last = f"- path: data/b\n  remote: sample\n  md5: {SAMPLES[1]}\n"
+    (plain / "data.dvc").write_text(kept + before.format(SAMPLES[1]) + last)
+    for _ in range(2):  # the second time as after a call that was stopped
+        editions.new(plain, "mine")
+        written = (plain / "studies" / "mine.data.yaml").read_text()
+        assert written == kept + after.format(SAMPLES[1]) + last.replace("  remote: sample\n", "")
+        (plain / "studies" / "mine.yaml").unlink()
+
+
+def test_a_study_that_would_push_into_samples_is_not_put_in_place(plain: Path) -> None:
+    hold(plain, *SAMPLES)
+    (plain / "studies" / "large.data.yaml").write_text(data_file("large", remote="sample"))
+    message = refusal(plain, "large")
+    assert message.startswith(
+        f"studies/large.data.yaml: data/cifar10 ({folder_md5(files('cifar10', 'large'))}), data/own"
+    )
+    assert STRAY in message and "delete the line `remote: sample`" in message
+
+
+def test_data_in_place_that_would_be_pushed_into_samples_are_refused_and_the_mend_works(plain: Path) -> None:
+    hold(plain, *SAMPLES)
+    lay(plain, "large")
+    text = data_file("large", remote="sample")
+    (plain / "data.dvc").write_text(text)
+    editions.new(plain, "mine")
+    assert refusal(plain, "large").startswith("data.dvc: data/cifar10 (")
+    (plain / "data.dvc").write_text(text.replace("  remote: sample\n", ""))
+    used(plain, "mine")
+    assert "remote" not in (plain / "data.dvc").read_text()
+
+
+def test_a_run_of_the_study_is_refused_before_and_after_dvc_writes_such_a_hash(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(plain, *SAMPLES)
+    asked = []
+
+    def repro(*words: str, cwd: Path) -> int:
+        asked.append(words[0])
+        if words[0] == "repro":  # own archives lie there: DVC hashes them and keeps the remote
+            (cwd / "data.dvc").write_text(data_file("large", remote="sample"))
+        return 0
+
+    monkeypatch.setattr(workflow, "_dvc", repro)
+    monkeypatch.setattr(workflow, "_head_start", lambda *_: None)
+    (plain / "data.dvc").write_text(data_file("small", remote="sample"))
+    sample = params.load(REPOSITORY / "params.yaml")
+    for expected in (["pull", "repro"], []):
+        with pytest.raises(InputError) as caught:
+            workflow.run_study(sample, Layout(plain), print)
+        assert str(caught.value).startswith("data.dvc: data/cifar10 (") and STRAY in str(caught.value)
+        assert asked == expected
+        asked.clear()
+
+
+def test_an_out_of_the_samples_remote_without_a_hash_is_refused(plain: Path) -> None:
+    hold(plain, *SAMPLES)
+    (plain / "data.dvc").write_text("outs:\n- path: data/own\n  remote: sample\n")
+    with pytest.raises(InputError, match=r"^data\.dvc: data/own \(no hash yet\): has `remote: sample`"):
+        sample_remote.check(plain, plain / "data.dvc")
+
+
+def test_where_there_is_no_such_folder_the_remotes_name_is_anybodys(plain: Path) -> None:
+    (plain / "data.dvc").write_text(data_file("small", remote="sample"))
+    sample_remote.check(plain, plain / "data.dvc")
+    editions.new(plain, "mine")
+    assert (plain / "studies" / "mine.data.yaml").read_text() == data_file("small", remote="sample")
 
 
 # The command line

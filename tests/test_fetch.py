@@ -549,12 +549,73 @@ def test_data_of_ones_own_comes_from_its_sources_as_it_is(study: dict[str, Any],
     assert "already there" in run(study, "mine").stdout
 
 
+@pytest.fixture
+def brought(study: dict[str, Any], tmp_path: Path) -> Path:
+    """A folder with an archive of one's own, for which params.yaml lists no source."""
+    del study["datasets"]["mine"]["sources"]
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    (place / "flowers.zip").write_bytes(WHOLE)
+    (place / "flowers.txt").write_bytes(OTHER)
+    return place
+
+
+@pytest.mark.parametrize("origin", ["flowers.zip", ""])
+def test_an_archive_of_ones_own_is_brought_without_a_source(study: dict[str, Any], brought: Path, origin: str) -> None:
+    result = run(study, "mine", "--from", str(brought / origin))
+    assert result.exit_code == 0, result.output
+    assert names(Path("data/mine")) == ["flowers.zip"]
+    assert Path("data/mine/flowers.zip").read_bytes() == WHOLE
+
+
+def test_an_archive_of_ones_own_is_brought_from_a_url(study: dict[str, Any], brought: Path, server: Loopback) -> None:
+    result = run(study, "mine", "--from", server.put("my%20flowers.tar.gz?id=7", Reply(WHOLE)))
+    assert result.exit_code == 0, result.output
+    assert Path("data/mine/my flowers.tar.gz").read_bytes() == WHOLE
+    result = run(study, "mine", "--from", server.put("..%2Fout.zip", Reply(WHOLE)))
+    assert result.exit_code == 0 and names(Path("data")) == ["mine"], result.output
+
+
+def test_an_archive_of_ones_own_takes_the_name_that_params_give_it(study: dict[str, Any], brought: Path) -> None:
+    study["datasets"]["mine"]["archive"] = "photos.tar"
+    assert "neither its name nor its md5" in sentence(run(study, "mine", "--from", str(brought / "flowers.zip")))
+    study["datasets"]["mine"]["archive"] = "photos.zip"
+    result = run(study, "mine", "--from", str(brought / "flowers.zip"))
+    assert result.exit_code == 0, result.output
+    assert names(Path("data/mine")) == ["photos.zip"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [
+        (
+            "flowers.txt",
+            "flowers.txt: found no archive by its name, expected one .tar or .tar.gz or .tgz or .zip of mine",
+        ),
+        ("two", "two: found a.zip, b.zip, expected one"),
+        ("nowhere.zip", "nowhere.zip: no such file or folder; name an archive"),
+    ],
+)
+def test_what_is_no_archive_of_ones_own_is_refused(
+    study: dict[str, Any], brought: Path, origin: str, words: str
+) -> None:
+    (brought / "two").mkdir()
+    for name in ("a.zip", "b.zip", ".c.zip"):
+        (brought / "two" / name).write_bytes(WHOLE)
+    assert words in sentence(run(study, "mine", "--from", str(brought / origin)))
+    assert not Path("data").exists()
+
+
 @pytest.mark.parametrize(
     ("dataset", "sources", "words"),
     [
         ("cifar10", {"cifar.tgz": []}, "sources: 'cifar.tgz' is no archive of cifar10; known: cifar-10-python.tar.gz"),
         ("cifar10", {"cifar-10-python.tar.gz": "http://x/"}, "expected: a list"),
-        ("mine", {}, "is data of one's own, and params.yaml names no source"),
+        (
+            "mine",
+            {},
+            "is data of one's own, and params.yaml names no source; bring it with `finetune fetch mine --from ",
+        ),
         ("mine", {"../photos.zip": []}, "found '../photos.zip', expected the name of a file in data/mine"),
         ("mine", {"photos.zip": []}, "mine has no live link to its any edition"),
     ],
@@ -568,6 +629,8 @@ def test_sources_that_make_no_sense_are_refused(
 
 def test_an_unknown_data_set_is_refused(study: dict[str, Any]) -> None:
     assert "'cifar11'" in sentence(run(study, "cifar11"))
+    known = "known: cars196, cifar10, cifar100, cub200, food101, mine"
+    assert f"did you mean 'mine'? {known}" in sentence(run(study, "min"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

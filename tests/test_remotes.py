@@ -11,6 +11,9 @@ import pytest
 import requests
 import yaml
 
+from finetune import sample_remote
+from finetune.errors import InputError
+
 pytestmark = pytest.mark.dvc
 
 REPOSITORY = Path(__file__).parent.parent
@@ -139,6 +142,35 @@ def test_without_a_remote_of_ones_own_a_push_leaves_the_users_data_here(user: Cl
         [sys.executable, "-m", "dvc", "push"], cwd=user.root, env=user.env, capture_output=True, text=True, check=False
     )
     assert done.returncode != 0 and "config" in done.stderr and user.samples() == before
+
+
+def test_archives_in_the_place_of_a_samples_go_to_the_team_once_the_line_is_deleted(user: Clone) -> None:
+    team, data_file = user.root.parent / "team", user.root / "data.dvc"
+    user.dvc("remote", "add", "-q", "-d", "team", str(team))
+    (user.root / "data" / "cifar10" / "mine.tar").write_bytes(PHOTOS)
+    user.dvc("add", "-q", "data/cifar10")
+    with pytest.raises(InputError, match=r"^data\.dvc: data/cifar10 \(\w{32}\.dir\): has `remote: sample`.*; delete"):
+        sample_remote.check(user.root, data_file)
+    line = "- path: data/cifar10\n  remote: sample\n"
+    assert line in data_file.read_text()
+    data_file.write_text(data_file.read_text().replace(line, "- path: data/cifar10\n"))
+    sample_remote.check(user.root, data_file)
+    before = user.samples()
+    user.dvc("push", "-q", "data.dvc")
+    kept = {path.parent.name + path.name for path in (team / "files" / "md5").rglob("*") if path.is_file()}
+    assert user.samples() == before and hashes(user.root, "cifar10") <= kept
+
+
+def test_what_data_dvc_does_not_list_is_added_once_it_does(user: Clone) -> None:
+    (user.root / "data" / "cub200" / "CUB_200_2011.tgz").unlink()  # what else is listed need not be there
+    (user.root / "data" / "new").mkdir()
+    (user.root / "data" / "new" / "photos.zip").write_bytes(PHOTOS)
+    with pytest.raises(AssertionError, match=r"bad DVC file name 'data/new\.dvc' is git-ignored"):
+        user.dvc("add", "data/new")
+    with (user.root / "data.dvc").open("a") as data_file:
+        data_file.write("- path: data/new\n")
+    user.dvc("add", "-q", "data/new")
+    assert len(hashes(user.root, "new")) == 2
 
 
 def test_what_the_s3_test_needs_is_locked_beside_the_rest() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from finetune import data_file, sample_remote
 from finetune.errors import InputError
 
 Say = Callable[[str], None]
@@ -63,7 +65,7 @@ def change(root: Path, outs: Outs, say: Say = print) -> Change:
     return Change(folders, cache)
 
 
-def make(root: Path, outs: Outs, change: Change) -> Placed:
+def make(root: Path, outs: Outs, change: Change, say: Say = print) -> Placed:
     """Put what data.dvc says in the place of what lies there, all of which is in DVC's cache.
 
     Raises:
@@ -73,7 +75,7 @@ def make(root: Path, outs: Outs, change: Change) -> Placed:
     cached = [path for path in differ if _is_whole(change.cache, outs[path]["md5"])]
     pulled = [path for path in differ if path not in cached and outs[path].get("remote")]
     for words in (["checkout", *cached], ["pull", *pulled]):
-        if len(words) > 1 and (code := _dvc(root, *words)):
+        if len(words) > 1 and (code := _dvc(root, say, *words)):
             raise InputError(
                 f"`dvc {' '.join(words)}` ended with exit code {code}; mend what it names above, then repeat: what lay "
                 "in data/ is in DVC's cache"
@@ -133,10 +135,21 @@ def _refuse_uncached(root: Path, folders: Iterable[Folder], cache: Path) -> None
             for path, names in lost.items()
         )
         raise InputError(
-            f"{named}: not in DVC's cache, so another version of data/ would be the end of it; put it there with "
-            f"`dvc add {' '.join(lost)}`, or move it away (`finetune fetch NAME --from FOLDER` brings archives back), "
-            "then repeat the command"
+            f"{named}: not in DVC's cache, so another version of data/ would be the end of it; {_keep(root, lost)}, or "
+            "move it away (`finetune fetch NAME --from FOLDER` brings archives back), then repeat the command"
         )
+
+
+def _keep(root: Path, paths: Iterable[str]) -> str:
+    """How these come into DVC's cache: by `dvc add`, once data.dvc lists them (git ignores the file it would write)."""
+    listed = data_file.outs(root)
+    samples = [path for path in paths if listed.get(path, {}).get("remote") == sample_remote.NAME]
+    entries = [f"echo '- path: {path}' >> {data_file.NAME}" for path in paths if path not in listed]
+    if entries and not (root / data_file.NAME).exists():
+        entries.insert(0, f"echo 'outs:' > {data_file.NAME}")
+    before = f"delete the line `remote: {sample_remote.NAME}` of {', '.join(samples)} in {data_file.NAME}, then "
+    add = " && ".join([*entries, f"dvc add {' '.join(paths)}"])
+    return f"{before if samples else ''}put it there with `{add}`"
 
 
 def _cache(root: Path) -> Path:
@@ -179,8 +192,33 @@ def _remove(place: Path, names: Iterable[str]) -> None:
             place.rmdir()
 
 
-def _dvc(root: Path, *words: str) -> int:
-    """Run DVC, which asks nothing and of itself removes nothing that is not in its cache. Returns its exit code."""
-    sys.stdout.flush()
-    command = [sys.executable, "-m", "dvc", *words]
-    return subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode
+def _dvc(root: Path, say: Say, *words: str) -> int:
+    """Run DVC, which asks nothing and of itself removes nothing that is not in its cache. Returns its exit code.
+
+    What it prints is shown where it fails.
+    """
+    command, began = [sys.executable, "-m", "dvc", *words], time.monotonic()
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed,
+        subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed) as process,
+    ):
+        try:
+            while _is_at_work(process):
+                say(f"data: `dvc {' '.join(words)}` is at work, {time.monotonic() - began:.0f} s so far")
+        except BaseException:
+            process.kill()
+            raise
+        if process.returncode:
+            printed.seek(0)
+            sys.stderr.write(printed.read())
+            sys.stderr.flush()
+        return process.returncode
+
+
+def _is_at_work(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it still is when a while has passed."""
+    try:
+        process.wait(_SILENCE)
+    except subprocess.TimeoutExpired:
+        return True
+    return False

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from finetune import data_file, data_version, datasets, edits
+from finetune import data_file, data_version, datasets, edits, sample_remote
 from finetune.errors import InputError, suggest
 from finetune.params_file import NAME
 
@@ -47,7 +47,8 @@ def use(root: Path, name: str, say: Say = print) -> None:
     Stopped at any point, the same call goes on from there.
 
     Raises:
-        InputError: there is no such study; or params.yaml, data.dvc or a file in data/ is kept nowhere else.
+        InputError: there is no such study; params.yaml, data.dvc or a file in data/ is kept nowhere else; or a list
+            of data would have `dvc push` write into samples/.
     """
     study = file_of(root, name)
     data, data_dvc = study.with_name(f"{name}{_DATA}"), root / data_file.NAME
@@ -59,13 +60,15 @@ def use(root: Path, name: str, say: Say = print) -> None:
             say(f"study {name}: params.yaml is in place; data.dvc stays, for there is no studies/{data.name}")
             say("next: `make study`")
             return
+        sample_remote.check(root, data_dvc)
+        sample_remote.check(root, data)
         edits.refuse_edits(data_dvc, sorted(data.parent.glob(f"*{_DATA}")))
         outs = _outs(data)
         change = data_version.change(root, outs, say)
         if not (data_dvc.is_file() and edits.same_data(data_dvc.read_bytes(), data.read_bytes())):
             _put(data, data_dvc)
         _put(study, root / PARAMS)
-        placed = data_version.make(root, outs, change)
+        placed = data_version.make(root, outs, change, say)
     ways = ((placed.right, "as it was"), (placed.brought, "brought"), (placed.missing, "missing"))
     came = [f"{', '.join(Path(path).name for path in paths)} {how}" for paths, how in ways if paths]
     say(f"study {name}: params.yaml and data.dvc are in place; in data/: {'; '.join(came)}")
@@ -74,6 +77,8 @@ def use(root: Path, name: str, say: Say = print) -> None:
 
 def new(root: Path, name: str, origin: str | None = None, say: Say = print) -> None:
     """Write studies/NAME.yaml and its data.dvc: the ones in place, or those of study `origin`.
+
+    Outs that are not the samples' lose `remote: sample`.
 
     Raises:
         InputError: the name is taken or cannot be one, there is no `origin`, or its params file has no study.name.
@@ -88,13 +93,14 @@ def new(root: Path, name: str, origin: str | None = None, say: Say = print) -> N
     data = data if origin and data.is_file() else root / data_file.NAME
     study, own_data = root / "studies" / f"{name}.yaml", root / "studies" / f"{name}{_DATA}"
     text = _renamed(source, name)
+    content = sample_remote.without_strays(root, data.read_bytes()) if data.is_file() else None
     # The data file is written first: one without its study that is as it would be now is what a stopped call left.
-    if study.exists() or (own_data.exists() and not (data.is_file() and own_data.read_bytes() == data.read_bytes())):
+    if study.exists() or (own_data.exists() and own_data.read_bytes() != content):
         there = study if study.exists() else own_data
         raise InputError(f"studies/{there.name}: is there already and was left as it is; choose another name")
     study.parent.mkdir(exist_ok=True)
-    if data.is_file():
-        _put(data, own_data)
+    if content is not None:
+        _write(own_data, content)
     _write(study, text.encode())
     written = [f"studies/{file.name}" for file in (study, own_data) if file.is_file()]
     sources = [file.relative_to(root).as_posix() for file in (source, data) if file.is_file()]

@@ -167,7 +167,8 @@ def _readable(path: Path, last: Sequence[str] = ()) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file; get it with `dvc pull data/{path.parent.name}`, or put the official file there"
+            f"{path}: no such file; get it with `dvc pull data/{path.parent.name}` or "
+            f"`finetune fetch {path.parent.name}`, or put the official file there"
         ) from None
     except _FAULTS as error:
         where = f"{path}: {last[0]}" if last else path

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
 from finetune.datasets import Dataset
+from finetune.datasets._members import ARCHIVES
 from finetune.errors import InputError, suggest
 
 _ANY = "any"  # the edition of archives that nobody has described: taken as they come
@@ -35,22 +36,32 @@ class Wanted:
 
 
 def wanted(
-    dataset: Dataset, edition: str, folder: Path, sources: Mapping[str, Sequence[str]] = MappingProxyType({})
+    dataset: Dataset,
+    edition: str,
+    folder: Path,
+    sources: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    origin: str | None = None,
 ) -> list[Wanted]:
     """Every archive of a data set; of data of one's own, which has no editions, those that `sources` lists.
 
     Args:
         folder: where its archives lie.
         sources: of params.yaml; an archive that it lists comes from there alone.
+        origin: as of `bring_from`; of data of one's own without sources its archive is wanted, by the name that
+            params.yaml gives it, else by its own.
 
     Raises:
-        InputError: there is no such edition, or `sources` names an archive that the data set has not.
+        InputError: there is no such edition, or `sources` names an archive that the data set has not, or none can be
+            told from `origin`.
     """
+    if not dataset.editions and not sources and origin is not None:
+        return [Wanted(dataset, _ANY, folder / name, ()) for name in dataset.archives or _own(dataset.name, origin)]
     if not dataset.editions:
         if not sources:
             raise InputError(
-                f"{folder}: {dataset.name} is data of one's own, and params.yaml names no source; put it there, or "
-                f"list links under datasets.{dataset.name}.sources, as {{photos.zip: [https://…]}}"
+                f"{folder}: {dataset.name} is data of one's own, and params.yaml names no source; bring it with "
+                f"`finetune fetch {dataset.name} --from FILE`, put it there, or list links under "
+                f"datasets.{dataset.name}.sources, as {{photos.zip: [https://…]}}"
             )
         if odd := [name for name in sources if Path(name).name != name]:
             raise InputError(
@@ -90,7 +101,14 @@ def bring_from(archives: Sequence[Wanted], origin: str, say: Callable[[str], Non
         return _from_folder(archives, path, say)
     if not path.is_file():
         raise InputError(f"--from {origin}: no such file or folder; name an archive, a folder of archives, or a URL")
-    found = [archive for archive in archives if archive.place.name == path.name]
+    found: Sequence[Wanted] = [archive for archive in archives if archive.place.name == path.name]
+    if (
+        not found
+        and len(archives) == 1
+        and archives[0].md5 is None
+        and _kind(path.name) == _kind(archives[0].place.name)
+    ):
+        found = archives  # of data of one's own the only one, which params.yaml gives another name
     if not found:
         say(f"{path}: has no archive's name; looks for its md5 among theirs")
         with path.open("rb") as file:
@@ -133,6 +151,32 @@ def _from_url(archives: Sequence[Wanted], url: str) -> list[Wanted]:
             "end the URL of a folder in /"
         )
     return [replace(found[0], sources=(url,))]
+
+
+def _own(dataset: str, origin: str) -> list[str]:
+    """The name of the archive of one's own data that `origin` is, or has if it is a folder."""
+    path = Path(origin).expanduser()
+    if "://" in origin:
+        names = [Path(unquote(urlsplit(origin).path.rpartition("/")[2])).name]
+    elif path.is_dir():
+        names = sorted(file.name for place in (path, path / dataset) if place.is_dir() for file in place.iterdir())
+    elif path.is_file():
+        names = [path.name]
+    else:
+        return [path.name]  # what is not there is refused for that
+    archives = sorted({name for name in names if _kind(name) and not name.startswith(".")})
+    if len(archives) != 1:
+        raise InputError(
+            f"--from {origin}: found {', '.join(archives) or 'no archive by its name'}, expected one "
+            f"{' or '.join(ARCHIVES)} of {dataset}; name that file, or set datasets.{dataset}.archive in params.yaml"
+        )
+    return archives
+
+
+def _kind(name: str) -> str:
+    """An archive's, by its name; empty for what is none."""
+    kind = next((ending for ending in ARCHIVES if name.lower().endswith(ending)), "")
+    return ".tar.gz" if kind == ".tgz" else kind
 
 
 def _names(archives: Sequence[Wanted]) -> str:
