@@ -1,13 +1,15 @@
 """Checkpoints: whole or not at all, and of this very run or none."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from finetune import checkpoint
-from finetune.checkpoint import FILE
+from finetune.checkpoint import FILE, Pace, Saver
 
 CONTENT: dict[str, Any] = {
     "progress": {"epoch": 2, "rows": [{"epoch": 1, "val/acc": None, "train/loss": 0.1 + 0.2}], "kept_state": {}},
@@ -87,3 +89,64 @@ def test_a_save_that_fails_midway_leaves_the_old_checkpoint(tmp_path: Path, monk
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, "f", {"epoch": 2})
     assert checkpoint.load(tmp_path, "f") == {"fingerprint": "f", "epoch": 1}
+
+
+# When it is due
+
+
+class Trained:
+    """Stands for a run's state; what is saved is how often it was."""
+
+    def __init__(self) -> None:
+        self.at, self.saved = (0, 0), 0
+
+    def content(self) -> dict[str, Any]:
+        self.saved += 1
+        return {"saved": self.saved}
+
+
+def saved_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pace: Pace, steps: int, step: float, cost: float
+) -> list[int]:
+    """After which steps, of so many seconds, a state is saved that takes `cost` seconds to save."""
+    now, after = 0.0, []
+
+    def slow(*_: Any) -> None:
+        nonlocal now
+        now += cost
+
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(checkpoint, "save", slow)
+    state = Trained()
+    saver = Saver(tmp_path, "f", state, pace, nullcontext)
+    for number in range(1, steps + 1):
+        now += step
+        before = state.saved
+        saver.when_due()
+        after += [number] * (state.saved - before)
+    return after
+
+
+def test_checkpoints_are_ten_seconds_apart_where_they_cost_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert saved_by_step(tmp_path, monkeypatch, Pace(), 50, 1.0, 0.1) == [10, 20, 30, 40, 50]
+
+
+def test_where_they_cost_more_they_take_two_hundredths_of_the_time_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One second each: 49 of training between two.
+    assert saved_by_step(tmp_path, monkeypatch, Pace(), 130, 1.0, 1.0) == [10, 59, 108]
+
+
+def test_at_last_only_what_is_new_is_saved(tmp_path: Path) -> None:
+    state = Trained()
+    saver = Saver(tmp_path, "f", state, Pace(), nullcontext)
+    saver.at_last()
+    assert (state.saved, saver.at) == (0, (0, 0))
+    state.at = (0, 1)
+    saver.at_last()
+    saver.at_last()
+    assert (state.saved, saver.at) == (1, (0, 1))
+    assert checkpoint.load(tmp_path, "f") == {"fingerprint": "f", "saved": 1}

@@ -1,10 +1,12 @@
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run as TrackedRun
 
+from finetune import live as live_module
 from finetune.experiment import Experiment, open_experiment
 from finetune.live import Live
 from finetune.study import Run
@@ -161,6 +163,22 @@ def test_the_trainings_own_error_passes_through_a_dead_server(
     with pytest.raises(ZeroDivisionError), Live(PARAMS) as live:
         live.started(RECORD)
         raise ZeroDivisionError
+
+
+def test_a_server_that_does_not_answer_holds_no_interruption_up(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(live_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(Live, "_fail", lambda self, status: time.sleep(30))
+    began = time.monotonic()
+    with pytest.raises(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+        began = time.monotonic()
+        raise SystemExit(143)
+    assert time.monotonic() - began < 5
+    assert capsys.readouterr().err == (
+        "tracking failed: no answer in time; what was trained is saved, and `finetune track` sends the rest later\n"
+    )
 
 
 OUTSIDE = run_record(PARAMS, Run("toy", "same_lr", 0), key="other-settings")

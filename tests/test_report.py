@@ -7,7 +7,7 @@ from finetune.comparison import compare
 from finetune.errors import InputError
 from finetune.study import Layout, Run
 from small_store import store_of
-from synthetic_study import make_params, write_run, write_toy_study
+from synthetic_study import make_params, older, write_run, write_toy_study
 
 
 def _report(root, params):
@@ -83,7 +83,21 @@ def test_every_strategy_is_compared_with_the_baseline(toy):
 
 
 def test_costs_are_listed_per_strategy(toy):
-    assert "| toy | `same_lr` | 2 | 12 ± 3 | 7 ± 2 | 300 ± 0 | 2.00 | 2.50 |" in _section(toy, "## Cost")
+    assert "| toy | `same_lr` | 2 | 12 ± 3 | 7 ± 2 | 300 ± 0 | 2.00 | 2.50 | 120 | 600 |" in _section(toy, "## Cost")
+
+
+def test_a_runs_seconds_are_listed_by_phase(toy):
+    # a tenth, seven tenths and two tenths of 10 and 14
+    row = "| toy | `same_lr` | 2 | 4.0 ± 0.0 | 1.2 ± 0.3 | 8.4 ± 2.0 | 2.4 ± 0.6 | 0.2 ± 0.0 |"
+    assert row in _section(toy, "## Cost")
+
+
+def test_what_older_runs_did_not_record_is_a_dash(tmp_path):
+    params = _one_run_each(tmp_path)
+    older(tmp_path, Run("toy", "same_lr", 0))
+    cost = _section(_report(tmp_path, params), "## Cost")
+    assert "| toy | `same_lr` | 1 | 10 | 8 | 300 | 2.00 | 2.50 | – | – |" in cost
+    assert "| toy | `same_lr` | 1 | – | – | – | – | – |" in cost
 
 
 def test_settings_name_a_strategys_own_options(full):

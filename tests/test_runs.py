@@ -1,10 +1,12 @@
 """The run folder and the work area: whole files or none, one trainer at a time, exact reading back."""
 
+import contextlib
 import math
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -197,7 +199,7 @@ def test_a_folder_moves_in_from_another_file_system(tmp_path: Path, monkeypatch:
     rename = Path.rename
 
     def within_a_file_system(self: Path, target: Path) -> Path:
-        if self == aside:
+        if target == place and self == aside:
             raise OSError(18, "Invalid cross-device link")
         return rename(self, target)
 
@@ -221,6 +223,46 @@ def test_an_interrupted_move_never_leaves_half_a_folder(tmp_path: Path, monkeypa
     assert not place.exists() or content(place) in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["the same file system", "another file system"])
+def test_a_move_killed_at_any_of_its_steps_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    steps = 0
+
+    def counted(module: Any, name: str, budget: int) -> None:
+        real = getattr(module, name)
+
+        def step(*args: Any, **options: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps > budget:
+                raise KeyboardInterrupt
+            if elsewhere and name == "rename" and (args[0].name, args[1].name) == ("aside", "place"):
+                raise OSError(18, "Invalid cross-device link")
+            return real(*args, **options)
+
+        patch.setattr(module, name, step)
+
+    for budget in range(20):
+        root, steps = tmp_path / str(budget), 0
+        place, aside = folder_of(root / "place", a="old"), folder_of(root / "aside", a="new", b="new")
+        with pytest.MonkeyPatch.context() as patch:
+            for module, name in ((Path, "rename"), (shutil, "rmtree"), (shutil, "copytree"), (Path, "mkdir")):
+                counted(module, name, budget)
+            with contextlib.suppress(KeyboardInterrupt):
+                runs.move_into_place(aside, place)
+        whole = {"a": "new", "b": "new"}
+        assert not place.exists() or content(place) in ({"a": "old"}, whole)
+        assert (aside.exists() and content(aside) == whole) or content(place) == whole
+        if aside.exists():
+            runs.move_into_place(aside, place)
+            assert [name for name in names_in(root) if name != ".aside.moved"] == ["place"]
+        assert content(place) == whole
+        if steps <= budget:
+            return
+    pytest.fail("the move never ended")
+
+
 # The lock
 
 
@@ -242,9 +284,23 @@ def holder(tmp_path: Path) -> Any:
     process.stdout.close()
 
 
-def test_a_second_process_is_refused(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_second_process_is_refused(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "PATIENCE", 0.2)
     with pytest.raises(InputError, match="another process is training this very run"), runs.locked(tmp_path / "work"):
         pass
+
+
+def test_a_second_process_waits_for_one_that_is_about_to_end(
+    tmp_path: Path, holder: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ending = threading.Timer(0.3, holder.kill)
+    ending.start()
+    with runs.locked(tmp_path / "work") as work:
+        assert work.is_dir()
+        assert holder.wait() < 0
+    assert "waiting 15 s for its end" in capsys.readouterr().out
 
 
 def test_the_lock_dies_with_its_process(tmp_path: Path, holder: subprocess.Popen[str]) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from finetune import params, runs, stages, study
+from finetune.accounting import flops_per_image
 from finetune.errors import InputError
 from finetune.model import build
 from finetune.study import Layout, Run
@@ -155,6 +157,25 @@ def test_cost_counts_the_parameters(trained: Layout) -> None:
     assert cost["peak_memory_bytes"] > 50e6
 
 
+def test_cost_has_the_seconds_by_phase(trained: Layout) -> None:
+    cost = runs.read(trained.run(RUN)).cost
+    parts = [cost[f"{phase}_seconds"] for phase in ("start", "data", "compute", "evaluation", "saving")]
+    assert all(part > 0 for part in parts)
+    assert cost["data_seconds"] + cost["compute_seconds"] == pytest.approx(27 * 2 / cost["images_per_second"], rel=0.05)
+    assert sum(parts[1:4]) <= cost["seconds"] + 2e-3
+
+
+def test_start_up_counts_from_where_the_command_began(layout: Layout, tiny: Raw) -> None:
+    stages.train(prepared(tiny, layout), layout, began=time.monotonic() - 1000)
+    assert 1000 < runs.read(layout.run(RUN)).cost["start_seconds"] < 1060
+
+
+def test_cost_has_what_a_batch_keeps_and_an_image_takes(trained: Layout) -> None:
+    cost = runs.read(trained.run(RUN)).cost
+    assert cost["flops_per_image"] == flops_per_image(3, 32)
+    assert cost["activation_bytes"] > 9 * 3 * 32 * 32 * 4  # the batch itself, to begin with
+
+
 def test_provenance_tells_when_and_with_what(trained: Layout) -> None:
     found = runs.read(trained.run(RUN)).provenance
     assert set(found) == {
@@ -258,7 +279,10 @@ def test_a_finished_training_replaces_the_old_run(used: Layout, tiny: Raw) -> No
     assert names_in(used.run(RUN)) == [runs.METRICS]
 
 
-def test_a_second_trainer_of_the_same_run_is_refused(layout: Layout, tiny: Raw) -> None:
+def test_a_second_trainer_of_the_same_run_is_refused(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "PATIENCE", 0.2)
     ready = prepared(tiny, layout)
     source = str(Path(stages.__file__).parents[1])
     with subprocess.Popen(

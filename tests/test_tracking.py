@@ -65,8 +65,15 @@ def test_everything_of_a_run_is_sent(home: Path, there: Experiment) -> None:
         "test/acc": 4 / 6,
         "test/acc5": 1.0,
         "cost/seconds": 6.0,
+        "cost/start_seconds": 1.5,
+        "cost/data_seconds": 0.5,
+        "cost/compute_seconds": 4.5,
+        "cost/evaluation_seconds": 1.0,
+        "cost/saving_seconds": 0.25,
         "cost/images_per_second": 15.0,
         "cost/peak_memory_mb": 300.0,
+        "cost/activation_mb": 120.0,
+        "cost/flops_per_image": 12_000_000,
         "cost/trainable_parameters": 2_000_000,
     }
     assert {key: run.data.metrics[key] for key in results} == results
@@ -147,7 +154,7 @@ def test_a_model_that_arrived_by_half_is_sent_again(home: Path, there: Experimen
 def test_without_a_validation_split_there_are_no_validation_metrics(home: Path, there: Experiment) -> None:
     write_run(home, PARAMS, RUN, val=False)
     tracking.track(PARAMS, Layout(home), silent)
-    assert not [key for key in run_of(there).data.metrics if "val" in key]
+    assert not [key for key in run_of(there).data.metrics if "val/" in key]
 
 
 def test_a_retrained_run_takes_the_place_of_the_old_one(home: Path, there: Experiment) -> None:

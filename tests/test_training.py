@@ -13,8 +13,10 @@ from torchvision.models import MobileNetV2
 
 from finetune import checkpoint, training
 from finetune.batches import Batches
+from finetune.checkpoint import Pace
 from finetune.errors import InputError
 from finetune.evaluation import Predictions
+from finetune.interruption import Interrupted
 from finetune.model import build
 from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
 from finetune.store import Split, open_store
@@ -34,6 +36,8 @@ RECIPE = TrainingParams(
     device="cpu",
 )
 Work = Callable[..., Progress]
+ALWAYS = Pace(seconds=0, share=1)  # a checkpoint after every step and epoch
+NEVER = Pace(seconds=1000)
 
 
 class Killed(Exception):
@@ -417,9 +421,9 @@ def resumed_run(work: Work, plan: Plan, recipe: TrainingParams, killed: tuple[in
     found: list[int] = []
     for epoch in killed:
         with pytest.raises(Killed):
-            work(plan, recipe, area="killed", listeners=(killed_after(epoch),), seconds_between_saves=0)
-    noted = Listener(resumed=lambda rows: found.append(len(rows)))
-    return work(plan, recipe, area="killed", listeners=(noted,), seconds_between_saves=0), found
+            work(plan, recipe, area="killed", listeners=(killed_after(epoch),), pace=ALWAYS)
+    noted = Listener(resumed=lambda rows, _: found.append(len(rows)))
+    return work(plan, recipe, area="killed", listeners=(noted,), pace=ALWAYS), found
 
 
 @pytest.mark.parametrize("killed", [(1,), (2,), (1, 2)])
@@ -438,33 +442,108 @@ def test_a_run_of_two_phases_resumes_in_either_and_between_them(work: Work, kill
     assert same(result, work(plan, four, area="whole"))
 
 
+def stopped_at(epoch: int, step: int, error: BaseException) -> Listener:
+    def stop(*at: int) -> None:
+        if at[:2] == (epoch, step):
+            raise error
+
+    return Listener(step=stop)
+
+
+@pytest.mark.parametrize("at", [(1, 1), (1, 2), (2, 1), (3, 2), (4, 1), (4, 2)])
+@pytest.mark.parametrize("penalised", [False, True])
+def test_a_run_resumes_between_any_two_steps(work: Work, at: tuple[int, int], penalised: bool) -> None:
+    # The listener comes before the saver, so a kill loses its step; a signal saves it.
+    plan, four = head_then_all(network()), recipe(epochs=4)
+    if penalised:
+        square = lambda model: 1e-3 * model.classifier[1].weight.square().sum()  # noqa: E731
+        plan = Plan(plan.initialisation, tuple(Phase(p.groups, p.share, square) for p in plan.phases))
+    with pytest.raises(Killed):
+        work(plan, four, area="killed", listeners=(stopped_at(*at, Killed()),), pace=ALWAYS)
+    with pytest.raises(Interrupted):
+        work(plan, four, area="stopped", listeners=(stopped_at(*at, Interrupted(15)),), pace=NEVER)
+    found: list[tuple[int, int]] = []
+    noted = Listener(resumed=lambda rows, steps: found.append((len(rows), steps)))
+    results = [work(plan, four, area=area, listeners=(noted,)) for area in ("killed", "stopped", "whole")]
+    assert found[-1] == (at[0] - 1, at[1])
+    assert same(results[0], results[2])
+    assert same(results[1], results[2])
+
+
+def test_an_interruption_while_validating_keeps_the_epochs_training(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = work(area="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "predict", interrupted)
+        with pytest.raises(Interrupted):
+            work(pace=NEVER)
+    assert same(work(listeners=(Listener(step=lambda epoch, *_: no_more_of(epoch, 1)),)), whole)
+
+
+def interrupted(*_: Any) -> Predictions:
+    raise Interrupted(15)
+
+
+def no_more_of(epoch: int, done: int) -> None:
+    assert epoch > done
+
+
+def test_an_interruption_tells_how_far_the_run_is_saved(work: Work) -> None:
+    told: list[tuple[str, int, int]] = []
+    noted = Listener(interrupted=lambda why, epochs, steps: told.append((why.signal, epochs, steps)))
+    for at, torn in (((1, 1), False), ((2, 1), False), ((2, 2), True)):
+        with pytest.raises(Interrupted):
+            work(listeners=(stopped_at(*at, Interrupted(15, torn)), noted), pace=NEVER)
+    # A torn step is not saved: what was saved before stays.
+    assert told == [("SIGTERM", 0, 1), ("SIGTERM", 1, 1), ("SIGTERM", 1, 1)]
+
+
+def test_an_interruption_before_the_first_step_after_a_resumption_leaves_the_checkpoint(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        work(listeners=(stopped_at(2, 1, Interrupted(15)),), pace=NEVER)
+    saved = (tmp_path / "work" / checkpoint.FILE).read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training, "set_modes", interrupted)
+        work()
+    assert (tmp_path / "work" / checkpoint.FILE).read_bytes() == saved
+
+
 def test_a_resumed_run_counts_the_time_of_all_its_attempts(work: Work, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        work(listeners=(killed_after(1),), seconds_between_saves=0)
+        work(listeners=(killed_after(1),), pace=ALWAYS)
     saved = checkpoint.load(tmp_path / "work", "f")
     assert saved is not None
-    saved["progress"]["seconds"] = 1000.0
+    saved["progress"]["phase_seconds"]["compute"] = 1000.0
     checkpoint.save(tmp_path / "work", "f", saved)
     assert 1000 < work().seconds < 1100
 
 
-def test_a_checkpoint_of_another_fingerprint_is_ignored(work: Work) -> None:
+def test_a_checkpoint_of_another_fingerprint_is_ignored_and_that_is_said(
+    work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(Killed):
-        work(listeners=(killed_after(1),), seconds_between_saves=0, fingerprint="other")
+        work(listeners=(killed_after(1),), pace=ALWAYS, fingerprint="other")
     resumptions: list[int] = []
-    result = work(listeners=(Listener(resumed=lambda rows: resumptions.append(len(rows))),))
+    result = work(listeners=(Listener(resumed=lambda rows, _: resumptions.append(len(rows))),))
+    assert "is of a training with other settings; the training starts afresh" in capsys.readouterr().out
     assert resumptions == []
     assert same(result, work(area="whole"))
 
 
-def test_a_damaged_checkpoint_is_ignored(work: Work, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored_and_that_is_said(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / checkpoint.FILE).write_bytes(b"half a checkpoint")
     assert same(work(), work(area="whole"))
+    assert "checkpoint.pt: is damaged; the training starts afresh" in capsys.readouterr().out
 
 
 def test_checkpoints_are_as_far_apart_as_asked(work: Work, tmp_path: Path) -> None:
-    work(seconds_between_saves=1000)
+    work(pace=NEVER)
     assert not (tmp_path / "work" / checkpoint.FILE).exists()
 
 
@@ -509,9 +588,9 @@ def test_listeners_hear_every_step_and_epoch_in_order(work: Work) -> None:
 
 def test_a_resumed_run_tells_the_epochs_already_done(work: Work) -> None:
     with pytest.raises(Killed):
-        work(listeners=(killed_after(1),), seconds_between_saves=0)
+        work(listeners=(killed_after(1),), pace=ALWAYS)
     told: list[list[Row]] = []
-    result = work(listeners=(Listener(resumed=told.append),))
+    result = work(listeners=(Listener(resumed=lambda rows, _: told.append(rows)),))
     assert told == [result.rows[:1]]
 
 

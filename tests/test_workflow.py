@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 import tiny_archives
 from dvc_checkout import Checkout
-from finetune import model, params, runs, study, tracking, workflow
+from finetune import model, params, runs, stages, study, tracking, workflow
 from finetune.errors import InputError
+from finetune.interruption import Interrupted
 from finetune.params import Params
 from finetune.prepare import prepare
 from finetune.study import Layout, Run
@@ -191,6 +192,24 @@ def test_a_run_whose_tracking_fails_is_said_once_and_tracked_later(
     sent = tracking.track(ps, Layout(root), silent)  # the study's own is not made yet
     assert (sent["runs"], sent["epochs"], sent["models"]) == (1, 1, 1)
     assert not any(tracking.track(ps, Layout(root), silent).values())
+
+
+def test_a_run_interrupted_while_it_is_evaluated_is_not_trained_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ps = settings(root)
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted(15)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(stages, "evaluate", interrupted)
+        workflow.run_alone(ps, RUN)
+    monkeypatch.setattr(stages, "fit", interrupted)
+    layout, place = workflow.run_alone(ps, RUN)
+    assert {file.name for file in place.iterdir()} == set(runs.FILES)
+    assert (layout.evaluation(RUN) / runs.METRICS).is_file()
+    assert not [path for path in (root / ".finetune" / "work").iterdir() if path.is_dir()]
 
 
 # The study

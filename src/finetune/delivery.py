@@ -117,6 +117,8 @@ def _send_results(experiment: Experiment, there: "entities.Run", source: Finishe
     if "val" in metrics:
         results["best/val/acc"] = metrics["val"]["acc"]
     results["cost/peak_memory_mb"] = cost.pop("peak_memory_bytes") / 1e6
+    if cost.get("activation_bytes") is not None:  # runs of older versions have none
+        results["cost/activation_mb"] = cost.pop("activation_bytes") / 1e6
     results |= {f"cost/{key}": value for key, value in cost.items()}
     now, had = int(time.time() * 1000), there.data.metrics
     lacking = [

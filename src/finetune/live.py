@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +15,8 @@ from finetune.tracking_store import attached_run_id, one_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+_PATIENCE = 2.0  # seconds for the server's answer while the process is ended by a signal
 
 
 class Live:
@@ -38,8 +41,10 @@ class Live:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if kind is not None:
-            signal = issubclass(kind, KeyboardInterrupt | SystemExit)
-            self._guard(lambda: self._fail("KILLED" if signal else "FAILED"))
+            if issubclass(kind, KeyboardInterrupt | SystemExit):
+                self._in_time(lambda: self._guard(lambda: self._fail("KILLED")))
+            else:
+                self._guard(lambda: self._fail("FAILED"))
 
     def started(self, run: Mapping[str, Any]) -> None:
         """The training that `run` (the content of run.json) describes begins, or goes on."""
@@ -77,6 +82,14 @@ class Live:
             action()
         except Exception as error:
             self._say(error, "training goes on")
+
+    def _in_time(self, action: Callable[[], None]) -> None:
+        """Do it, but leave a server that does not answer alone: whoever sent the signal may send SIGKILL next."""
+        thread = threading.Thread(target=action, daemon=True)
+        thread.start()
+        thread.join(_PATIENCE)
+        if thread.is_alive():
+            self._say(TimeoutError("no answer in time"), "what was trained is saved")
 
     def _say(self, error: Exception, state: str) -> None:
         if not self._given_up:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune import contrasts, page, pictures, published, report_data, runs
+from finetune.clock import PHASES
 from finetune.comparison import require_study, row_of
 from finetune.params import Params
 from finetune.study import Layout
-from finetune.tables import count, interval, markdown, p_value, percent, span
+from finetune.tables import count, interval, markdown, p_value, percent, scaled, span
 
 MARKDOWN, HTML = "report.md", "report.html"
 
@@ -148,18 +149,28 @@ def _contrasts(params: Params, comparison: Mapping[str, Any], folder: Path) -> s
 
 def _costs(comparison: Mapping[str, Any]) -> str:
     known = pictures.titles(comparison)
-    rows = []
+    rows, phases = [], []
     for row in comparison["rows"]:
         cost = row["cost"]
+        who = [known[row["dataset"]], f"`{row['strategy']}`", cost["seconds"]["n"]]
         measured = [count(cost[key]) for key in ("seconds", "images_per_second", "peak_memory_mb")]
-        parameters = [f"{cost[key] / 1e6:.2f}" for key in ("trainable_parameters", "total_parameters")]
-        rows.append([known[row["dataset"]], f"`{row['strategy']}`", cost["seconds"]["n"], *measured, *parameters])
-    head = ("Data set", "Strategy", "n", "seconds a run", "images/s", "peak memory, MB")
+        parameters = [scaled(cost[key], 1e6, 2) for key in ("trainable_parameters", "total_parameters")]
+        worked_out = [scaled(cost["activation_mb"]), scaled(cost["flops_per_image"], 1e6)]
+        rows.append([*who, *measured, *parameters, *worked_out])
+        phases.append([*who, *(count(cost[f"{phase}_seconds"], 1) for phase in PHASES)])
+    head = ("Data set", "Strategy", "n")
+    measured_head = ("seconds a run", "images/s", "peak memory, MB", "trainable, million", "all parameters, million")
     return "\n\n".join(
         [
             "## Cost",
-            markdown((*head, "trainable, million", "all parameters, million"), rows, words=2),
-            "Mean ± standard deviation over n seeds, as measured on the machine that trained.",
+            markdown((*head, *measured_head, "kept for backward, MB", "MFLOPs an image"), rows, words=2),
+            "Mean ± standard deviation over n seeds, as measured on the machine that trained; a run's seconds are of "
+            "training and validation. Kept for backward: by autograd, of one batch. FLOPs: 2 × multiply-adds, of one "
+            "image's forward pass.",
+            "Where a run's seconds go:",
+            markdown(
+                (*head, "start-up", "waiting for data", "forward + backward", "evaluation", "saving"), phases, words=2
+            ),
         ]
     )
 

@@ -24,6 +24,7 @@ PROVENANCE, COST = "provenance.json", "cost.json"
 FILES = (RUN, AUDIT, CURVES, METRICS, MODEL, PROVENANCE, COST)
 # Of an evaluation folder.
 PREDICTIONS = "predictions.csv"
+PATIENCE = 15.0  # seconds that a trainer whose DVC was killed may take to notice, save and end
 # Top folder -> the stage that writes below it, and how many folders name what it writes.
 _MAKERS = {
     "prepared": ("prepare", 1),
@@ -144,9 +145,21 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def flush(folder: Path) -> None:
+    """Have the files of `folder` written to the disk, so that a power failure finds them whole."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def move_into_place(aside: Path, place: Path) -> None:
-    """Put the finished folder `aside` at `place`, replacing what is there; never leaves half a folder at `place`."""
+    """Put the finished folder `aside` at `place`, replacing what is there.
+
+    Whenever it is killed, neither ever is half a folder, and one of them is the whole new one.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
+    for left in (*place.parent.glob(f".{place.name}.new.*"), *place.parent.glob(f".{place.name}.old.*")):
+        shutil.rmtree(left, ignore_errors=True)  # of moves that were killed
     near, old = (place.with_name(f".{place.name}.{word}.{os.getpid()}") for word in ("new", "old"))
     if place.exists():
         place.rename(old)
@@ -155,7 +168,10 @@ def move_into_place(aside: Path, place: Path) -> None:
     except OSError:  # another file system; `aside` stays whole until the copy is in place
         shutil.copytree(aside, near)
         near.rename(place)
-        shutil.rmtree(aside)
+        gone = aside.with_name(f".{aside.name}.moved")
+        shutil.rmtree(gone, ignore_errors=True)
+        aside.rename(gone)
+        shutil.rmtree(gone)
     if old.exists():
         shutil.rmtree(old)
 
@@ -164,17 +180,28 @@ def move_into_place(aside: Path, place: Path) -> None:
 def locked(work: Path) -> Iterator[Path]:
     """Hold the work area `work` (made if need be). The lock dies with its process.
 
+    Waits a little for another holder, which may be one that is about to end, as its DVC was killed.
+
     Raises:
         InputError: another process trains this run.
     """
     work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work.with_name(work.name + ".lock"))
     try:
-        with FileLock(work.with_name(work.name + ".lock"), timeout=0):
-            yield work
+        lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(
-            f"{work}: another process is training this very run; wait for it to finish, or stop it first"
-        ) from None
+        print(f"{work}: another process is training this very run; waiting {PATIENCE:.0f} s for its end", flush=True)
+        try:
+            lock.acquire(timeout=PATIENCE, poll_interval=0.1)
+        except Timeout:
+            raise InputError(
+                f"{work}: another process is training this very run; wait for it to finish, or stop it first"
+            ) from None
+    try:
+        work.mkdir(parents=True, exist_ok=True)  # whoever held it may have taken it away
+        yield work
+    finally:
+        lock.release()
 
 
 def _make_again(path: Path) -> str:

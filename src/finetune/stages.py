@@ -1,10 +1,8 @@
 """What the stages train and evaluate do: open their inputs, call who knows, write their outputs whole."""
 
 import platform
-import resource
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +13,10 @@ import torchvision
 from safetensors.torch import save_file
 from torchvision.models import MobileNetV2
 
+from finetune import abandoned, accounting, interruption, runs
 from finetune import model as models
-from finetune import runs
 from finetune.batches import MEAN, STD
+from finetune.clock import Clock
 from finetune.device import Feed, configure, move_to_device, resolve_device
 from finetune.errors import InputError
 from finetune.evaluation import Predictions, predict
@@ -79,35 +78,69 @@ def train(
     layout: Layout,
     listeners: tuple[Listener, ...] = (),
     module: MobileNetV2 | None = None,
+    began: float | None = None,
+    keep: bool = False,
 ) -> Path:
     """Train one run and move its folder into place; reads the splits train and val only.
 
     Goes on from the work area of an interrupted attempt, and adopts a run found finished there.
 
+    Raises:
+        Interrupted: the process is to end; the next call goes on from there.
+
     Args:
         module: a network of an earlier run of this process, on its device, to be overwritten and trained: what was
             compiled for it serves again.
+        began: when the command began, of time.monotonic(), so that its start-up is counted whole; None for now.
+        keep: keep the work area until `forget`, so that a process that ends before it is done with the run, and
+            would write elsewhere next time, adopts it then.
     """
+    clock = Clock(began)
     place = layout.run(prepared.run)
+    record = run_record(prepared)  # raises before anything is trained if the store's meta.json lacks something
     with runs.locked(work_area(prepared.key)) as work:
+        for listener in listeners:
+            listener.started(record)
         finished = work / "finished"
         if not finished.is_dir():
-            _train_aside(prepared, work, listeners, module)
-        runs.move_into_place(finished, place)
-        shutil.rmtree(work)
+            _train_aside(prepared, record, work, listeners, module, clock)
+        interruption.check()  # while it can be adopted: DVC deletes from its place what no stage has ended with
+        with interruption.finishing():
+            if keep:
+                shutil.rmtree(work / "copy", ignore_errors=True)
+                runs.move_into_place(shutil.copytree(finished, work / "copy"), place)
+            else:
+                runs.move_into_place(finished, place)
+                shutil.rmtree(work)
     return place
 
 
-def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...], module: MobileNetV2 | None) -> None:
+def forget(prepared: Prepared) -> None:
+    """Clear the work area of a run that was trained with `keep`."""
+    with runs.locked(work_area(prepared.key)) as work:
+        shutil.rmtree(work)
+
+
+def _train_aside(
+    prepared: Prepared,
+    record: dict[str, Any],
+    work: Path,
+    listeners: tuple[Listener, ...],
+    module: MobileNetV2 | None,
+    clock: Clock,
+) -> None:
     recipe, store, run = prepared.recipe, prepared.store, prepared.run
-    record = run_record(prepared)  # raises before anything is trained if the store's meta.json lacks something
     configure(recipe)
+    accounting.forget_peak_memory(recipe.device)
     model = models.build(len(store.classes), run.seed)
     plan = build_plan(model, prepared.plan, prepared.options)
     rows = audit(model, plan, recipe.lr, recipe.weight_decay)  # raises before anything is trained
     folder = work / "unfinished"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    runs.write_json(folder / runs.RUN, record)
+    for line in abandoned.lines(work):
+        print(line, flush=True)
     runs.write_csv(folder / runs.AUDIT, rows)
     if plan.initialisation == "pretrained":
         models.load_backbone(model, prepared.backbone_path)
@@ -118,8 +151,10 @@ def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...]
         model = module
     feed = Feed(recipe)
     train_batches, val_batches = feed.batches(prepared.train_split()), feed.batches(store.split("val"))
+    images = len(train_batches.split)
+    fixed = accounting.worked_out(len(store.classes), plan.phases, recipe, images)
     provenance = _provenance(recipe)
-    shown = progress(run.name, recipe.epochs, len(train_batches.split))
+    shown = progress(run.name, recipe.epochs, images)
     result = fit(
         model,
         plan,
@@ -131,14 +166,18 @@ def _train_aside(prepared: Prepared, work: Path, listeners: tuple[Listener, ...]
         work=work,
         fingerprint=prepared.fingerprint,
         listeners=(shown, *listeners),
+        clock=clock,
     )
-    runs.write_json(folder / runs.RUN, record)
-    runs.write_csv(folder / runs.CURVES, result.rows)
-    runs.write_json(folder / runs.METRICS, _metrics(result))
-    save_file({k: v.contiguous() for k, v in result.kept_state.items()}, folder / runs.MODEL, {"run_key": prepared.key})
-    runs.write_json(folder / runs.COST, _cost(model, rows, result, recipe, len(train_batches.split)))
-    runs.write_json(folder / runs.PROVENANCE, provenance | {"finished": _now()})
-    folder.rename(work / "finished")
+    with interruption.held(last=True):
+        with clock.phase("saving"):
+            runs.write_csv(folder / runs.CURVES, result.rows)
+            runs.write_json(folder / runs.METRICS, _metrics(result))
+            kept = {name: tensor.contiguous() for name, tensor in result.kept_state.items()}
+            save_file(kept, folder / runs.MODEL, {"run_key": prepared.key})
+        runs.write_json(folder / runs.COST, accounting.cost(model, rows, result, recipe, images, fixed))
+        runs.write_json(folder / runs.PROVENANCE, provenance | {"finished": _now()})
+        runs.flush(folder)
+        folder.rename(work / "finished")
 
 
 def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
@@ -204,29 +243,6 @@ def _metrics(result: Progress) -> dict[str, Any]:
     if kept["val/acc"] is not None:
         metrics["val"] = {"loss": kept["val/loss"], "acc": kept["val/acc"]}
     return metrics
-
-
-def _cost(
-    model: MobileNetV2, rows: list[dict[str, Any]], result: Progress, recipe: TrainingParams, images: int
-) -> dict[str, Any]:
-    moving = {row["tensor"] for row in rows if row["kind"] == "parameter" and not row["frozen"]}
-    parameters = dict(model.named_parameters())
-    return {
-        "seconds": round(result.seconds, 3),
-        "seconds_per_epoch": round(result.seconds / recipe.epochs, 3),
-        "images_per_second": round(images * recipe.epochs / result.train_seconds, 1),
-        "peak_memory_bytes": _peak_memory(recipe.device),
-        "trainable_parameters": sum(parameters[name].numel() for name in moving),
-        "total_parameters": sum(p.numel() for p in parameters.values()),
-    }
-
-
-def _peak_memory(device: str) -> int:
-    """Bytes: allocated on the GPU, else resident in this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
 def _provenance(recipe: TrainingParams) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from finetune.clock import PHASES
+
 
 def percent(figure: Mapping[str, Any] | None, signed: bool = False) -> str:
     """A `spread` of fractions as percent: mean ± standard deviation; without the latter for n = 1; – for None."""
@@ -19,9 +21,16 @@ def interval(figure: Mapping[str, Any] | None) -> str:
     return " to ".join(f"{100 * (figure['mean'] + end):+.2f}" for end in (-figure["ci95"], figure["ci95"]))
 
 
-def count(figure: Mapping[str, Any]) -> str:
-    """A `spread` of whole units: mean ± standard deviation; without the latter for n = 1."""
-    return f"{figure['mean']:.0f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.0f}")
+def count(figure: Mapping[str, Any] | None, digits: int = 0) -> str:
+    """A `spread` of counts or seconds: mean ± standard deviation; without the latter for n = 1; – for None."""
+    if figure is None:
+        return "–"
+    return f"{figure['mean']:.{digits}f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.{digits}f}")
+
+
+def scaled(value: float | None, unit: float = 1.0, digits: int = 0) -> str:
+    """A figure in `unit`s; – for None."""
+    return "–" if value is None else f"{value / unit:.{digits}f}"
 
 
 def p_value(p: float) -> str:
@@ -64,20 +73,22 @@ def table(comparison: Mapping[str, Any]) -> str:
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as one line of CSV: the same columns for every row, empty where there is no figure."""
-    no_difference = dict.fromkeys(("n", "mean", "sd", "se", "ci95"))
+    cost, nothing = row["cost"], dict.fromkeys(("n", "mean", "sd", "se", "ci95"))
+    phases = [f"{phase}_seconds" for phase in PHASES]
     against = row["to_baseline"] or {"per_image": dict.fromkeys(("images", "won", "lost", "mcnemar_p"))}
     parts: dict[str, Mapping[str, Any]] = {
         "val": row["val"] or dict.fromkeys(row["test"]),
         "test": row["test"],
-        "val_to_baseline": against.get("val") or no_difference,
-        "test_to_baseline": against.get("test") or no_difference,
+        "val_to_baseline": against.get("val") or nothing,
+        "test_to_baseline": against.get("test") or nothing,
         "test_per_image": against["per_image"],
-        **{key: row["cost"][key] for key in ("seconds", "images_per_second", "peak_memory_mb")},
+        **{key: cost[key] or nothing for key in ("seconds", "images_per_second", "peak_memory_mb", *phases)},
     }
     flat = {key: row[key] for key in ("dataset", "strategy", "plan")} | {"seeds": " ".join(map(str, row["seeds"]))}
     for part, figures in parts.items():
         flat |= {f"{part}_{key}": value for key, value in figures.items() if key != "values"}
-    return flat | {key: row["cost"][key] for key in ("trainable_parameters", "total_parameters")}
+    fixed = ("trainable_parameters", "total_parameters", "activation_mb", "flops_per_image")
+    return flat | {key: cost[key] for key in fixed}
 
 
 def _cells(row: Mapping[str, Any], mark: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 import copy
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,27 @@ from torchvision.models import MobileNetV2
 
 from finetune import checkpoint
 from finetune.batches import Batches
+from finetune.checkpoint import Pace, Saver
+from finetune.clock import Clock
 from finetune.device import autocast
 from finetune.errors import InputError
 from finetune.evaluation import predict
+from finetune.interruption import Interrupted, held
 from finetune.params import TrainingParams
 from finetune.schedule import multiplier
+from finetune.state import Part, Progress, Row, State
 from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, trainable
-
-Row = dict[str, float | int | None]  # one epoch, keyed as the columns of curves.csv
 
 
 @dataclass(frozen=True)
 class Listener:
-    """What `fit` tells as it goes. Listeners change nothing."""
+    """What `fit`, and the stage around it, tell as they go. Listeners change nothing."""
 
-    resumed: Callable[[list[Row]], None] = lambda rows: None  # the epochs already done
+    started: Callable[[dict[str, Any]], None] = lambda record: None  # run.json; nobody else trains this run now
+    resumed: Callable[[list[Row], int], None] = lambda rows, steps: None  # epochs already done, steps of the next
     step: Callable[[int, int, int], None] = lambda epoch, step, steps: None  # counted from 1
     epoch: Callable[[Row], None] = lambda row: None
-
-
-@dataclass
-class Progress:
-    """Where a run stands after a whole number of epochs."""
-
-    epoch: int = 0  # epochs done
-    rows: list[Row] = field(default_factory=list)
-    kept: int = 0  # the epoch whose weights are kept, from 1
-    kept_state: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0  # of training and validation, over all attempts
-    train_seconds: float = 0.0  # of the training steps alone
+    interrupted: Callable[[Interrupted, int, int], None] = lambda why, epochs, steps: None  # how far it is saved
 
 
 def fit(
@@ -58,7 +51,8 @@ def fit(
     work: Path,
     fingerprint: str,
     listeners: tuple[Listener, ...] = (),
-    seconds_between_saves: float = 10.0,
+    pace: Pace | None = None,
+    clock: Clock | None = None,
 ) -> Progress:
     """Train `model` by `plan`, from the checkpoint in `work` if there is one.
 
@@ -71,39 +65,49 @@ def fit(
 
     Raises:
         InputError: the loss is not finite; names run, epoch and step.
+        Interrupted: the process is to end; what was trained is saved.
     """
-    progress, saved_optimizer = _resume(model, work, fingerprint, listeners)
-    last_save = time.monotonic()
-    for phase, first, end in epochs_of(plan, recipe.epochs):
-        if progress.epoch >= end:
-            continue
-        optimizer = make_optimizer(model, phase, recipe)
-        if saved_optimizer is not None and progress.epoch > first:
-            optimizer.load_state_dict(saved_optimizer)
-        for epoch in range(progress.epoch, end):
-            began = time.monotonic()
-            row = {"epoch": epoch + 1} | train_epoch(
-                model, phase, optimizer, recipe, train, seed, epoch, name, listeners
-            )
-            progress.train_seconds += time.monotonic() - began
-            seen = predict(model, val, recipe.precision) if val is not None else None
-            row |= {"val/loss": seen.loss if seen else None, "val/acc": seen.acc if seen else None}
-            if seen is not None and not math.isfinite(seen.loss):
-                raise InputError(f"{name}: the validation loss is not finite at epoch {epoch + 1}; lower training.lr")
-            row |= dict.fromkeys((f"lr/{group}" for group in group_names(plan)), 0.0)
-            row |= {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
-            progress.rows.append(row)
-            progress.epoch = epoch + 1
-            if recipe.selection == "last" or progress.kept == 0 or _better(row, progress.rows[progress.kept - 1]):
-                progress.kept = epoch + 1
-                progress.kept_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-            progress.seconds += time.monotonic() - began
-            if time.monotonic() - last_save >= seconds_between_saves and epoch + 1 < recipe.epochs:
-                content = {"progress": vars(progress), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                checkpoint.save(work, fingerprint, content)
-                last_save = time.monotonic()
+    saved = checkpoint.load(work, fingerprint)
+    state = State(model, train.device, saved)
+    progress = state.progress
+    for listener in listeners if saved else ():
+        listener.resumed(copy.deepcopy(progress.rows), state.at[1])
+    clock = (clock or Clock()).go_on(progress.phase_seconds)
+    saver = Saver(work, fingerprint, state, pace or Pace(), partial(clock.phase, "saving"))
+    stepwise = (*listeners, Listener(step=lambda *_: saver.when_due()))
+    try:
+        for phase, first, end in epochs_of(plan, recipe.epochs):
+            if progress.epoch >= end:
+                continue
+            optimizer = state.begin_phase(make_optimizer(model, phase, recipe), first)
+            for epoch in range(progress.epoch, end):
+                with clock.phase("compute"):
+                    row = {"epoch": epoch + 1} | train_epoch(
+                        model, phase, optimizer, recipe, train, seed, epoch, name, stepwise, clock, state.part
+                    )
+                with clock.phase("evaluation"):
+                    seen = predict(model, val, recipe.precision) if val is not None else None
+                row |= {"val/loss": seen.loss if seen else None, "val/acc": seen.acc if seen else None}
+                if seen is not None and not math.isfinite(seen.loss):
+                    raise InputError(
+                        f"{name}: the validation loss is not finite at epoch {epoch + 1}; lower training.lr"
+                    )
+                row |= dict.fromkeys((f"lr/{group}" for group in group_names(plan)), 0.0)
+                row |= {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
+                with held():
+                    state.end_epoch(row, recipe.selection)
+                if epoch + 1 < recipe.epochs:
+                    saver.when_due()
+                for listener in listeners:
+                    listener.epoch(row)
+    except Interrupted as why:
+        try:
+            if not why.torn:
+                saver.at_last()
+        finally:
             for listener in listeners:
-                listener.epoch(row)
+                listener.interrupted(why, *saver.at)
+        raise
     return progress
 
 
@@ -117,32 +121,41 @@ def train_epoch(
     epoch: int,
     name: str,
     listeners: tuple[Listener, ...],
+    clock: Clock | None = None,
+    part: Part | None = None,
 ) -> Row:
-    """One pass over the training split; the loss and accuracy of the batches as they were trained on."""
-    torch.manual_seed(_epoch_seed(seed, epoch))  # dropout
+    """One pass over the training split; the loss and accuracy of the batches as they were trained on.
+
+    Goes on after the steps of `part`, and adds its own to it.
+    """
+    part, steps = part or Part(), train.training_steps()
+    done = len(part.losses)
+    if done:
+        part.restore_generators(train.device)
+    else:
+        torch.manual_seed(_epoch_seed(seed, epoch))  # dropout
     set_modes(model, phase)
-    losses: list[Tensor] = []
-    correct: list[Tensor] = []
-    images_seen, steps = 0, train.training_steps()
-    for step, (images, labels) in enumerate(train.training(recipe.augmentation, seed, epoch)):
-        set_rates(optimizer, recipe.lr * multiplier(recipe.schedule, epoch, step, steps, recipe.epochs))
-        with autocast(train.device, recipe.precision):
-            logits = model(images) if len(labels) == train.batch_size else model.forward(images)
-            loss = cross_entropy(logits, labels)
-        if phase.penalty is not None:
-            loss = loss + phase.penalty(model)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach() * len(labels))
-        correct.append((logits.detach().argmax(1) == labels).sum())
-        images_seen += len(labels)
+    batches = train.training(recipe.augmentation, seed, epoch) if done < steps else iter(())
+    for step, (images, labels) in enumerate(islice((clock or Clock()).waits("data", batches), done, None), done):
+        with held():
+            set_rates(optimizer, recipe.lr * multiplier(recipe.schedule, epoch, step, steps, recipe.epochs))
+            with autocast(train.device, recipe.precision):
+                logits = model(images) if len(labels) == train.batch_size else model.forward(images)
+                loss = cross_entropy(logits, labels)
+            if phase.penalty is not None:
+                loss = loss + phase.penalty(model)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            part.losses.append(loss.detach() * len(labels))
+            part.correct.append((logits.detach().argmax(1) == labels).sum())
+            part.images += len(labels)
         # On a GPU reading the loss waits for the device, so look only now and then.
         if train.device.type == "cpu" or step % 50 == 49 or step == steps - 1:
-            _check_finite(losses, name, epoch)
+            _check_finite(part.losses, name, epoch)
         for listener in listeners:
             listener.step(epoch + 1, step + 1, steps)
-    return {"train/loss": _total(losses) / images_seen, "train/acc": _total(correct) / images_seen}
+    return {"train/loss": _total(part.losses) / part.images, "train/acc": _total(part.correct) / part.images}
 
 
 def epochs_of(plan: Plan, epochs: int) -> list[tuple[Phase, int, int]]:
@@ -191,19 +204,6 @@ def _labels(group: Group) -> dict[str, Any]:
     return {"name": group.name, "lr_scale": group.lr_scale}
 
 
-def _resume(
-    model: MobileNetV2, work: Path, fingerprint: str, listeners: tuple[Listener, ...]
-) -> tuple[Progress, dict[str, Any] | None]:
-    saved = checkpoint.load(work, fingerprint)
-    if saved is None:
-        return Progress(), None
-    model.load_state_dict(saved["model"])
-    progress = Progress(**saved["progress"])
-    for listener in listeners:
-        listener.resumed(copy.deepcopy(progress.rows))
-    return progress, saved["optimizer"]
-
-
 def _epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63
 
@@ -219,7 +219,3 @@ def _check_finite(losses: list[Tensor], name: str, epoch: int) -> None:
 
 def _total(values: list[Tensor]) -> float:
     return float(torch.stack(values).double().sum())
-
-
-def _better(row: Row, best: Row) -> bool:
-    return (row["val/acc"], -row["val/loss"]) > (best["val/acc"], -best["val/loss"])  # type: ignore[operator]

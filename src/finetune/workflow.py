@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from finetune import data_file, datasets, side_by_side
+from finetune import data_file, datasets, sample_remote, side_by_side
 from finetune.errors import InputError
 from finetune.params import Params
 from finetune.study import Layout, Run, anchor, dataset_of, runs
@@ -29,11 +29,14 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
     """
     # Each training makes a run of its own, also when this process is in a run of `mlflow run`.
     os.environ.pop("MLFLOW_RUN_ID", None)
+    sample_remote.check(layout.root, layout.root / data_file.NAME)
     # Not only the study's: `dvc repro` wants all that data.dvc lists.
     pull_archives(layout, {*data_file.outs(layout.root), *(f"data/{name}" for name in params.study.datasets)})
     before = _lock_state(layout.root)
     _head_start(params, layout, say)
-    if code := _dvc("repro", cwd=layout.root):
+    code = _dvc("repro", cwd=layout.root)
+    sample_remote.check(layout.root, layout.root / data_file.NAME)  # `dvc repro` wrote the hashes of what lies there
+    if code:
         raise InputError(
             f"dvc repro ended with exit code {code}; mend what it names above, then repeat: finished runs stay"
         )
@@ -72,8 +75,9 @@ def _head_start(params: Params, layout: Layout, say: Say) -> None:
 def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layout, Path]:
     """Train, evaluate and track one run outside DVC, pulling and preparing what is missing.
 
-    It is written under `.finetune/runs/<run id>/`. In MLflow it never takes the place of the study's own run, and
-    whatever fails there is said once and left to `finetune track`.
+    It is written under `.finetune/runs/<run id>/`; what an interrupted one has trained is gone on with, also by a run
+    of another id. In MLflow it never takes the place of the study's own run, and whatever fails there is said once and
+    left to `finetune track`.
 
     Args:
         device: auto, cpu or cuda; None for what params.yaml says.
@@ -81,7 +85,7 @@ def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layo
     Returns:
         The run's own layout, and its folder.
     """
-    from finetune import stages, tracking
+    from finetune import interruption, stages, tracking
     from finetune.live import Live
     from finetune.training import Listener
 
@@ -91,10 +95,12 @@ def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layo
     layout = Layout(own, _inputs(params, root, run.dataset))
     resolved = stages.resolve(params, layout, run, device)
     with Live(params, side=True) as live:
-        live.started(stages.run_record(resolved))
-        place = stages.train(resolved, layout, (Listener(resumed=live.resumed, epoch=live.epoch),))
+        listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
+        place = stages.train(resolved, layout, (listener,), keep=True)
         live.finished()
+        interruption.check()
     stages.evaluate(layout, run)
+    stages.forget(resolved)
     tracking.note_side_run(params, layout, run, live.run_id)
     live.completed(lambda: tracking.track_run(params, layout, run))
     return layout, place

@@ -7,6 +7,7 @@ imports happen inside the commands, so that `finetune --help` is instant.
 import errno
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import click
 
 from finetune.errors import InputError, suggest
+
+BEGAN = time.monotonic()  # when the command began
 
 
 class _Group(click.Group):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from finetune import interruption
 from finetune.cli import check_dataset, cli, load, reads_params, which_run
 from finetune.errors import InputError
 
@@ -43,9 +44,11 @@ def sample(folder: Path, backbone: Path | None) -> None:
     samples.draw(folder)
     click.echo(f"{folder}: the sample edition of five data sets")
     if backbone is not None:
-        from finetune.pretraining import pretrain
+        with interruption.handled():
+            from finetune.pretraining import pretrain
 
-        click.echo(f"{backbone}: {100 * pretrain(backbone):.1f} % top-1 on held-out upstream images")
+            accuracy = pretrain(backbone)
+        click.echo(f"{backbone}: {100 * accuracy:.1f} % top-1 on held-out upstream images")
 
 
 @cli.command()
@@ -56,16 +59,18 @@ def run(
 ) -> None:
     """Train, evaluate and track one run outside DVC, as `mlflow run -e train` does.
 
-    Pulls and prepares what is missing; writes under .finetune/runs/.
+    Pulls and prepares what is missing; writes under .finetune/runs/. Interrupted, it is gone on with by the same
+    command.
     """
-    from finetune import runs, stages, workflow
-    from finetune import study as studies
+    with interruption.handled():
+        from finetune import runs, stages, workflow
+        from finetune import study as studies
 
-    params, _ = load(params_file, tuple(word for text in overrides for word in text.split()))
-    studies.check_run(params, dataset, strategy)
-    stages.resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
-    one = studies.Run(dataset, strategy, seed)
-    layout, place = workflow.run_alone(params, one, device)
+        params, _ = load(params_file, tuple(word for text in overrides for word in text.split()))
+        studies.check_run(params, dataset, strategy)
+        stages.resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
+        one = studies.Run(dataset, strategy, seed)
+        layout, place = workflow.run_alone(params, one, device)
     test = runs.read_json(layout.evaluation(one) / runs.METRICS)["test"]
     click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")
 

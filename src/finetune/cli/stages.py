@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from finetune.cli import SEED, check_dataset, cli, load, reads_params, which_run
+from finetune import interruption
+from finetune.cli import BEGAN, SEED, check_dataset, cli, load, reads_params, which_run
 
 
 @cli.command()
@@ -13,6 +14,7 @@ from finetune.cli import SEED, check_dataset, cli, load, reads_params, which_run
 @reads_params
 def prepare(dataset: str, params_file: Path, overrides: tuple[str, ...]) -> None:
     """Archives of DATASET -> its store (stage prepare)."""
+    interruption.end_with_dvc()
     from finetune import study
     from finetune.prepare import prepare as make_store
 
@@ -74,12 +76,13 @@ def train(
     overrides: tuple[str, ...],
 ) -> None:
     """Train one run (stage train): live in MLflow unless --tracking off."""
-    from finetune import stages, study
+    with interruption.handled():
+        from finetune import stages, study
 
-    params, layout = load(params_file, overrides)
-    study.check_run(params, dataset, strategy)
-    resolved = stages.resolve(params, layout, study.Run(dataset, strategy, seed), device)
-    place = train_run(params, layout, resolved, tracking)
+        params, layout = load(params_file, overrides)
+        study.check_run(params, dataset, strategy)
+        resolved = stages.resolve(params, layout, study.Run(dataset, strategy, seed), device)
+        place = train_run(params, layout, resolved, tracking)
     click.echo(f"{place}: finished")
 
 
@@ -93,6 +96,7 @@ def evaluate(
     dataset: str, strategy: str, seed: int, device: str | None, params_file: Path, overrides: tuple[str, ...]
 ) -> None:
     """Predict the test split with a trained run (stage evaluate)."""
+    interruption.end_with_dvc()
     from finetune import runs, stages, study
 
     params, layout = load(params_file, overrides)
@@ -134,12 +138,12 @@ def train_run(params: Any, layout: Any, resolved: Any, tracking: str) -> Path:
     from finetune.training import Listener
 
     if tracking == "off" or importlib.util.find_spec("mlflow") is None:
-        return stages.train(resolved, layout)
+        return stages.train(resolved, layout, began=BEGAN)
     from finetune.live import Live
 
     with Live(params) as live:
-        live.started(stages.run_record(resolved))
-        listener = Listener(resumed=live.resumed, epoch=live.epoch)
-        place = stages.train(resolved, layout, (listener,))
-        live.finished()
+        listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
+        place = stages.train(resolved, layout, (listener,), began=BEGAN)
+        with interruption.finishing():
+            live.finished()
     return place

@@ -1,0 +1,46 @@
+"""Trainings that were left unfinished because settings have changed since: said, and never resumed by another run."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune import runs
+from finetune.errors import InputError
+
+_CELL = ("dataset", "strategy", "seed")
+# What the numbers depend on, in run.json.
+_SETTINGS = ("plan", "options", "training", "prepare", "edition", "store_digest", "backbone", "fraction")
+
+
+def lines(work: Path) -> list[str]:
+    """One sentence for each unfinished training of the same data set, strategy and seed as the one in work area `work`
+    that has other settings, and so a work area of its own."""
+    own = runs.read_json(work / "unfinished" / runs.RUN)
+    name = "/".join(str(own[key]) for key in _CELL)
+    said = []
+    for path in sorted(work.parent.glob(f"*/unfinished/{runs.RUN}")):
+        other = path.parents[1]
+        if other == work:
+            continue
+        try:
+            found = runs.read_json(path)
+            if any(found[key] != own[key] for key in _CELL):
+                continue
+            before, now = (dict(_flat({key: run[key] for key in _SETTINGS})) for run in (found, own))
+        except (InputError, OSError):  # it is being written, or was by another version
+            continue
+        changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in now | before if before.get(k) != now.get(k)]
+        what = ", ".join(changed) or "the code's numerics"
+        said.append(
+            f"{name}: starts afresh; an unfinished training with other settings ({what}) stays in {other}: "
+            "to go on with it set them back, else delete it"
+        )
+    return said
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,125 @@
+"""What a run costs, as cost.json has it: seconds, memory, parameters, operations.
+
+What does not depend on the machine is worked out from shapes alone, on a network of the same make whose tensors hold
+no values (PyTorch's fake and meta tensors), so that it takes no time, no memory, and changes no number of the run.
+"""
+
+import resource
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from finetune.clock import PHASES
+from finetune.device import autocast
+from finetune.model import build
+from finetune.params import TrainingParams
+from finetune.strategies.plan import Phase
+from finetune.training import Progress, make_optimizer, set_modes
+
+
+def cost(
+    model: nn.Module,
+    audit: Sequence[Mapping[str, Any]],
+    result: Progress,
+    recipe: TrainingParams,
+    images: int,
+    fixed: Mapping[str, int],
+) -> dict[str, Any]:
+    """The content of cost.json.
+
+    Args:
+        audit: the rows of audit.csv, which tell what was trained.
+        images: of the training split.
+        fixed: what `worked_out` returned.
+    """
+    moving = {row["tensor"] for row in audit if row["kind"] == "parameter" and not row["frozen"]}
+    parameters = dict(model.named_parameters())
+    return {
+        "seconds": round(result.seconds, 3),
+        "seconds_per_epoch": round(result.seconds / recipe.epochs, 3),
+        **{f"{phase}_seconds": round(result.phase_seconds[phase], 3) for phase in PHASES},
+        "images_per_second": round(images * recipe.epochs / result.train_seconds, 1),
+        "peak_memory_bytes": peak_memory(recipe.device),
+        **fixed,
+        "trainable_parameters": sum(parameters[name].numel() for name in moving),
+        "total_parameters": sum(p.numel() for p in parameters.values()),
+    }
+
+
+def worked_out(classes: int, phases: Sequence[Phase], recipe: TrainingParams, images: int) -> dict[str, int]:
+    """What follows from the recipe and the number of training images: `activation_bytes` and `flops_per_image`."""
+    return {
+        "activation_bytes": activation_bytes(classes, phases, recipe, min(images, recipe.batch_size)),
+        "flops_per_image": flops_per_image(classes, recipe.image_size),
+    }
+
+
+def activation_bytes(classes: int, phases: Sequence[Phase], recipe: TrainingParams, batch: int) -> int:
+    """Bytes that autograd keeps from the forward pass of `batch` images for the backward pass; of the greediest phase.
+
+    As PyTorch keeps them op by op on a CPU; a compiled pass keeps fewer. Without parameters, buffers, and what a
+    phase's penalty may keep; with bf16, the weights' copies are kept, too, and counted. fp32 counts are exact; bf16
+    ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to be fp32.
+    """
+    on_cpu = recipe.model_copy(update={"device": "cpu"})
+    with FakeTensorMode():
+        model = build(classes, seed=0)
+        images = torch.empty(batch, 3, recipe.image_size, recipe.image_size)
+        labels = torch.empty(batch, dtype=torch.int64)
+
+        def loss() -> Tensor:
+            with autocast(images.device, recipe.precision):
+                return cross_entropy(model(images), labels)
+
+        kept = []
+        for phase in phases:
+            make_optimizer(model, phase, on_cpu)  # says which parameters want gradients
+            set_modes(model, phase)
+            kept.append(kept_for_backward(loss, (*model.parameters(), *model.buffers())))
+    return max(kept)
+
+
+def kept_for_backward(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps of what `forward` computes, each storage counted once and whole; none of `owned`'s."""
+    kept: dict[StorageWeakRef, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        kept[StorageWeakRef(storage)] = storage
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+        forward()
+    for tensor in owned:
+        kept.pop(StorageWeakRef(tensor.untyped_storage()), None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def flops_per_image(classes: int, image_size: int) -> int:
+    """Operations of one evaluation image's forward pass, 2 per multiplication and addition: FLOPs = 2 x MACs.
+
+    Those of convolutions and matrix products, as torch.utils.flop_counter counts them.
+    """
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build(classes, seed=0).eval()(torch.empty(1, 3, image_size, image_size))
+    return int(counter.get_total_flops())
+
+
+def forget_peak_memory(device: str) -> None:
+    """Let a GPU's peak be this run's alone; a process on a CPU has one peak over all that it did."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: allocated on the GPU, else resident in this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux

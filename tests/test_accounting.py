@@ -1,0 +1,133 @@
+"""Costs worked out by hand, or measured with real tensors."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchvision.models import MobileNet_V2_Weights
+
+from finetune import accounting
+from finetune.accounting import activation_bytes, flops_per_image, kept_for_backward
+from finetune.device import autocast
+from finetune.model import build
+from finetune.params import TrainingParams
+from finetune.strategies.plan import Group, Phase, feature_blocks, tensors_of
+from finetune.training import make_optimizer, set_modes
+
+CLASSES = 3
+MODEL = build(CLASSES, 0)
+EVERYTHING = Phase((Group("all", tuple(name for name, _ in MODEL.named_parameters())),))
+HEAD = Phase(
+    (
+        Group("head", tensors_of(MODEL, ["classifier"])),
+        Group("body", tensors_of(MODEL, feature_blocks()), frozen=True, batchnorm="eval"),
+    )
+)
+
+
+def recipe(image_size: int = 48, precision: str = "fp32", device: str = "cpu") -> TrainingParams:
+    return TrainingParams.model_validate(
+        {"image_size": image_size, "batch_size": 4, "threads": 1, "precision": precision, "device": device}
+    )
+
+
+def measured(phase: Phase, recipe: TrainingParams, batch: int) -> int:
+    """The same with real tensors, as a training would have them."""
+    model = build(CLASSES, 0).to(memory_format=torch.channels_last)
+    make_optimizer(model, phase, recipe)
+    set_modes(model, phase)
+    images = torch.zeros(batch, 3, recipe.image_size, recipe.image_size).to(memory_format=torch.channels_last)
+
+    def loss() -> Tensor:
+        with autocast(images.device, recipe.precision):
+            return cross_entropy(model(images), torch.zeros(batch, dtype=torch.int64))
+
+    return kept_for_backward(loss, (*model.parameters(), *model.buffers()))
+
+
+def test_a_linear_layer_keeps_its_input() -> None:
+    layer, images = nn.Linear(5, 3), torch.zeros(7, 5)
+    assert kept_for_backward(lambda: layer(images), layer.parameters()) == 7 * 5 * 4
+
+
+def test_a_second_linear_layer_keeps_its_weight_and_input_but_its_weight_is_a_parameter() -> None:
+    layers, images = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2)), torch.zeros(7, 5)
+    assert kept_for_backward(lambda: layers(images), layers.parameters()) == 7 * (5 + 3) * 4
+    assert kept_for_backward(lambda: layers(images), ()) == 7 * (5 + 3) * 4 + 3 * 2 * 4
+
+
+def test_a_storage_that_is_kept_twice_counts_once_and_whole() -> None:
+    x = torch.ones(4, 6, requires_grad=True)
+    assert kept_for_backward(lambda: x * x + x[0] * x[0], ()) == 4 * 6 * 4
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    layer = nn.Linear(5, 3).requires_grad_(False)
+    assert kept_for_backward(lambda: layer(torch.zeros(7, 5)), layer.parameters()) == 0
+
+
+def test_under_a_frozen_backbone_only_what_head_and_loss_need_is_kept() -> None:
+    features, log_softmax, labels, total_weight = 4 * 1280 * 4, 4 * CLASSES * 4, 4 * 8, 4
+    assert activation_bytes(CLASSES, [HEAD], recipe(), 4) == features + log_softmax + labels + total_weight
+
+
+def test_the_greediest_phase_counts() -> None:
+    alone = activation_bytes(CLASSES, [EVERYTHING], recipe(), 4)
+    assert activation_bytes(CLASSES, [EVERYTHING, HEAD], recipe(), 4) == alone
+    assert activation_bytes(CLASSES, [HEAD, EVERYTHING], recipe(), 4) == alone
+    assert alone > 100 * activation_bytes(CLASSES, [HEAD], recipe(), 4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("phase", [EVERYTHING, HEAD])
+def test_tensors_without_values_count_as_real_ones(phase: Phase, precision: str) -> None:
+    # With bf16, BatchNorm's mean and deviation per channel really are fp32: 2 x 2 bytes more.
+    channels = sum(layer.num_features for layer in MODEL.modules() if isinstance(layer, nn.BatchNorm2d))
+    exact = measured(phase, recipe(32, precision), 2)
+    difference = exact - activation_bytes(CLASSES, [phase], recipe(32, precision), 2)
+    assert difference == (4 * channels if precision == "bf16" and phase is EVERYTHING else 0)
+
+
+def test_activations_grow_with_batch_and_image() -> None:
+    bytes_of = {
+        (n, size): activation_bytes(CLASSES, [EVERYTHING], recipe(size), n) for n in (2, 4, 6) for size in (32, 64)
+    }
+    assert bytes_of[6, 32] - bytes_of[4, 32] == bytes_of[4, 32] - bytes_of[2, 32] > 0
+    assert bytes_of[4, 64] == pytest.approx(
+        4 * bytes_of[4, 32], rel=0.03
+    )  # but for the head and BatchNorm's statistics
+
+
+def test_a_gpus_recipe_counts_where_there_is_none() -> None:
+    assert activation_bytes(CLASSES, [EVERYTHING], recipe(device="cuda"), 4) > 0
+
+
+def test_counting_changes_no_random_state_and_no_gradient_mode() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    accounting.worked_out(CLASSES, [EVERYTHING, HEAD], recipe(), 100)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.is_grad_enabled()
+    assert torch.zeros(2).sum().item() == 0.0  # tensors hold values again
+
+
+def test_a_batch_is_no_larger_than_the_training_split() -> None:
+    phases = [EVERYTHING]
+    few = accounting.worked_out(CLASSES, phases, recipe(), images=3)["activation_bytes"]
+    assert few == activation_bytes(CLASSES, phases, recipe(), 3)
+    many = accounting.worked_out(CLASSES, phases, recipe(), images=100)["activation_bytes"]
+    assert many == activation_bytes(CLASSES, phases, recipe(), 4)
+
+
+def test_flops_are_twice_the_published_multiply_adds() -> None:
+    published = MobileNet_V2_Weights.IMAGENET1K_V1.meta["_ops"]  # multiply-adds at 224 px, in 10^9: 0.301
+    assert flops_per_image(1000, 224) / 2e9 == pytest.approx(published, abs=5e-4)
+
+
+def test_a_class_more_is_a_row_of_the_head_more() -> None:
+    assert flops_per_image(11, 32) - flops_per_image(10, 32) == 2 * 1280
+
+
+def test_peak_memory_is_at_least_what_is_held() -> None:
+    held = torch.ones(25_000_000)
+    assert accounting.peak_memory("cpu") > held.nbytes
