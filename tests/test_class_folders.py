@@ -1,10 +1,13 @@
 """Images of one's own: every layout and packing, what is refused, and where test and validation come from."""
 
+import hashlib
 import io
+import json
 import os
 import re
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -13,7 +16,8 @@ from typing import Any
 import pytest
 
 from finetune import params, study
-from finetune.datasets import Dataset, class_folders
+from finetune.datasets import Dataset, _zip_parts, class_folders
+from finetune.datasets._zip_parts import zip_parts
 from finetune.errors import InputError
 from finetune.params import PrepareParams
 from finetune.prepare import check_archives, prepare, source_meta
@@ -59,7 +63,8 @@ def each(**images: int) -> dict[tuple[str, str], int]:
 
 def held_out(folder: Path, **options: Any) -> set[str]:
     contents = class_folders.dataset("own", **options).read(folder)
-    return {e.member.split(": ")[1] for e in contents.examples if e.split == "test"}
+    lead = f"{folder.parent.name}/{folder.name}/"
+    return {e.member.split(": ")[-1].removeprefix(lead) for e in contents.examples if e.split == "test"}
 
 
 # Layouts
@@ -235,8 +240,10 @@ def test_a_layout_that_is_none_is_refused(files: dict[str, bytes], expected: str
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ((), "found neither a .tar or"),
-        (("notes.txt",), "neither"),
+        ((), "found nothing, expected a .tar, .tar.gz, .tgz or .zip, or folders of images; bring one, or pull it with"),
+        (("notes.txt",), "found notes.txt, expected a .tar,"),
+        (("own.tar.xz",), "found own.tar.xz, expected a .tar, .tar.gz, .tgz or .zip, or folders of images; pack it"),
+        (tuple("abcdefg"), "found a, b, c, d, e, …, expected a .tar"),
         (("a.tar", "b.zip"), "found a.tar, b.zip, expected"),
     ],
 )
@@ -298,6 +305,54 @@ def test_a_damaged_member_of_a_zip_is_named(folder: Path) -> None:
     content = place.read_bytes()
     place.write_bytes(content.replace(jpeg(1), jpeg(1)[:-9] + bytes(9), 1))
     assert "a.zip: train/bee/0.jpg: truncated, damaged or unreadable (Bad CRC-32" in fault(folder)
+
+
+@pytest.mark.parametrize("members", [1, 2, 5, 18, 100])
+@pytest.mark.parametrize("lead", [b"", b"#!/bin/sh\n"])
+def test_a_zip_is_read_in_parts_of_any_size(
+    members: int, lead: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = write(folder / "a.zip", split(train=4, test=2))
+    with zipfile.ZipFile(place, "a") as zipped:
+        zipped.comment = b"PK\1\2 is no entry"
+    place.write_bytes(lead + place.read_bytes())  # as a .zip that unpacks itself
+    monkeypatch.setattr(_zip_parts, "_MEMBERS", members)
+    with zipfile.ZipFile(place) as zipped:
+        expected = [(name, zipped.read(name)) for name in zipped.namelist()]
+    assert [(info.filename, part.read(info)) for part in zip_parts(place) for info in part.infolist()] == expected
+    assert counts(folder) == each(train=4, test=2)
+
+
+def test_a_zip_of_the_large_format_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+    place = write(folder / "a.zip", split(train=4, test=2))
+    monkeypatch.undo()
+    assert b"PK\6\6" in place.read_bytes()
+    assert counts(folder) == each(train=4, test=2)
+
+
+def test_a_zip_whose_directory_is_broken_is_named(folder: Path) -> None:
+    place = write(folder / "a.zip", split(train=4, test=2))
+    content = place.read_bytes()
+    at = content.rindex(b"PK\1\2")
+    for broken in (b"PK\1\3", b"PK\1\2" + content[at + 4 : at + 28] + b"\xff\xff"):
+        place.write_bytes(content[:at] + broken + content[at + len(broken) :])
+        assert re.search(r"a\.zip: (\S+ )?truncated, damaged or unreadable \(a \w+ central", fault(folder))
+
+
+@pytest.mark.parametrize("form", ["own.tar", "own.tar.gz", "own"])
+def test_a_class_name_that_is_not_utf8_is_refused(form: str, folder: Path) -> None:
+    write(folder / form if Path(form).suffix else folder, split((*CLASSES, "caf\udce9"), train=2, test=1))
+    assert r"/caf\xe9/: this class folder's name is not UTF-8, expected one that" in fault(folder)
+
+
+@pytest.mark.parametrize("form", ["own.tar", "own.tar.gz", "own"])
+def test_a_file_name_that_is_not_utf8_is_read_and_kept(form: str, folder: Path, tmp_path: Path) -> None:
+    names = {f"{kind}/caf\udce9 {i}.jpg": jpeg(label, i) for label, kind in enumerate(CLASSES) for i in range(5)}
+    write(folder / form if Path(form).suffix else folder, names)
+    store = prepare(own(), "any", SETTINGS, folder, tmp_path / "store")
+    assert sum(member.count("caf\udce9") for split in ("train", "val", "test") for member in store.members(split)) == 15
 
 
 @pytest.mark.parametrize("escape", ["../x.jpg", "/etc/x.jpg", "train/../../x.jpg", "../.x"])
@@ -392,6 +447,12 @@ def test_a_broken_image_is_named_with_archive_and_member(folder: Path, tmp_path:
     assert not (tmp_path / "store").exists()
 
 
+def test_a_broken_image_in_a_folder_is_named_as_it_lies_below_data(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data" / "x", {**pool(4), "ant/z.jpg": b"no image"})
+    with pytest.raises(InputError, match=r"^data/x/ant/z\.jpg: not an image"):
+        prepare(own(), "any", SETTINGS, folder, tmp_path / "store")
+
+
 def test_the_store_tells_edition_options_and_the_archives_md5(folder: Path, tmp_path: Path) -> None:
     write(folder / "a.tar", pool(10))
     meta = prepare(own(test_seed=3), "sample", SETTINGS, folder, tmp_path / "store").meta
@@ -408,6 +469,36 @@ def test_the_md5_of_a_folder_is_that_of_its_images_by_their_paths(folder: Path) 
     write(folder, {"b/1.jpg": b"abc", "a/2.jpg": b"", "notes.txt": b"x"})
     # the hash that `dvc add` gave a folder of these two images
     assert own().digest(folder) == {".": "90c1d8d4bb55d5f7a0e92d43c3aebf03"}  # type: ignore[misc]
+
+
+def test_the_md5_of_a_folder_is_that_of_the_list_that_dvc_writes(folder: Path) -> None:
+    names = ["ant/1.jpg", "ant-eater/1.jpg", "ant/caf\udce9.JPG", "ant/\u00e9.png", "ant!/2.gif", 'ant/a b".jpg']
+    write(folder, {name: name.encode(errors="surrogateescape") for name in names})
+    listed = [
+        {"md5": hashlib.md5(name.encode(errors="surrogateescape")).hexdigest(), "relpath": name}
+        for name in sorted(names)
+    ]
+    whole = hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+    assert own().digest(folder) == {".": whole}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("form", ["own.tar", "own.zip", "own"])
+def test_names_are_not_kept(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_zip_parts, "_MEMBERS", 100)
+
+    def peak(classes: int) -> int:
+        folder, files = tmp_path / f"{classes}", {f"{i // 60}/{i:0100}.jpg": b"" for i in range(60 * classes)}
+        write(folder / form if Path(form).suffix else folder, files)
+        for _ in range(2):  # what is imported and cached at the first time is not counted
+            tracemalloc.start()
+            if form == "own":  # an archive is hashed a mebibyte at a time
+                own().digest(folder)  # type: ignore[misc]
+            assert sum(1 for _ in own().read(folder).examples) == len(files)
+            found = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return found
+
+    assert peak(80) - peak(40) < 60 * (80 - 40) * 60  # bytes for each image; a path takes 150
 
 
 def test_the_same_images_in_another_form_give_an_equal_split(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from finetune import comparison, runs
 from finetune.errors import InputError
 from finetune.study import Layout, Run
-from synthetic_study import make_params, write_run, write_toy_study
+from synthetic_study import make_params, older, write_run, write_toy_study
 
 
 @pytest.fixture
@@ -63,7 +63,25 @@ def test_cost_is_a_mean_over_seeds(toy):
     cost = comparison.row_of(toy, "toy", "same_lr")["cost"]
     assert cost["seconds"]["mean"] == 12.0
     assert cost["peak_memory_mb"]["mean"] == 300.0
+    assert cost["compute_seconds"]["mean"] == pytest.approx(8.4)  # seven tenths
     assert cost["trainable_parameters"] == 2_000_000
+    assert (cost["activation_mb"], cost["flops_per_image"]) == (120.0, 600_000_000)
+
+
+def test_what_older_runs_did_not_record_is_left_blank(tmp_path, toy):
+    older(tmp_path, Run("toy", "same_lr", 1))
+    found = comparison.compare(make_params(), Layout(tmp_path))
+    cost = comparison.row_of(found, "toy", "same_lr")["cost"]
+    assert [key for key, value in cost.items() if value is None] == [
+        *("start_seconds", "data_seconds", "compute_seconds", "evaluation_seconds", "saving_seconds"),
+        *("activation_mb", "flops_per_image"),
+    ]
+    comparison.write(found, tmp_path)
+    with (tmp_path / "comparison.csv").open() as file:
+        base, ours = csv.DictReader(file)
+    assert base["seconds_mean"] == "12.0"
+    assert {base[key] for key in ("start_seconds_n", "data_seconds_mean", "activation_mb", "flops_per_image")} == {""}
+    assert (ours["start_seconds_mean"], ours["activation_mb"]) == ("4.0", "120.0")
 
 
 def test_the_winner_is_the_best_mean_validation_and_its_best_seed(toy):
@@ -106,6 +124,16 @@ def test_without_validation_there_is_no_winner(tmp_path):
     assert found["datasets"]["toy"]["winner"] is None
     row = comparison.row_of(found, "toy", "separate_lr")
     assert (row["val"], row["to_baseline"]["val"]) == (None, None)
+
+
+def test_the_store_of_a_data_set_is_named_where_all_runs_agree(tmp_path, toy):
+    assert toy["datasets"]["toy"]["store_digest"] is None  # runs that do not tell
+    layout = Layout(tmp_path)
+    folders = [layout.run(Run("toy", strategy, seed)) for strategy in ("same_lr", "separate_lr") for seed in (0, 1)]
+    for stores, expected in (("aaaa", "a"), ("aaba", None)):
+        for folder, store in zip(folders, stores, strict=True):
+            runs.write_json(folder / runs.RUN, runs.read_json(folder / runs.RUN) | {"store_digest": store})
+        assert comparison.compare(make_params(), layout)["datasets"]["toy"]["store_digest"] == expected
 
 
 def test_every_run_is_listed_with_its_key(toy):

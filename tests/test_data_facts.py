@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune import data_facts, runs
@@ -29,6 +30,45 @@ def test_sizes_are_of_the_stored_images(store: Store) -> None:
         "short": {"min": 5, "median": 6.5, "max": 8},
         "long": {"min": 7, "median": 8.0, "max": 9},
     }
+
+
+def test_where_images_were_shrunk_their_own_sizes_stand_below(store: Store) -> None:
+    whole = np.load(store.path / "trainval.index.npy")[:, 1:].astype(np.int32)
+    whole[0] = 90, 30  # of train
+    np.save(store.path / "trainval.original.npy", whole)
+    facts = data_facts.facts(store, "Toy")
+    assert facts["splits"]["train"]["original"] == {
+        "distinct": 3,
+        "short": {"min": 5, "median": 6.5, "max": 30},
+        "long": {"min": 7, "median": 8.0, "max": 90},
+    }
+    assert data_facts.split_rows(facts)[1:4] == [
+        ["train", "4", "1 – 2 – 3", "5 – 6.5 – 8", "7 – 8 – 9", "3"],
+        ["train, original", "", "", "5 – 6.5 – 30", "7 – 8 – 90", "3"],
+        ["val", "2", "1", "4 – 5 – 6", "6 – 7.5 – 9", "2"],  # as nothing of it was shrunk
+    ]
+    assert "  original: before that" in data_facts.lines(facts)
+
+
+def test_a_store_that_does_not_tell_original_sizes_shows_the_stored_ones(store: Store) -> None:
+    for file in store.path.glob("*.original.npy"):
+        file.unlink()
+    facts = data_facts.facts(store, "Toy")
+    assert facts["splits"]["train"]["original"] is None
+    for split in facts["splits"].values():
+        del split["original"]  # as in facts of an earlier version
+    assert [row[0] for row in data_facts.split_rows(facts)] == ["split", "train", "val", "test"]
+    assert "  original: before that" not in data_facts.lines(facts)
+
+
+def test_names_that_are_not_utf8_are_shown_with_escapes(store: Store) -> None:
+    facts = data_facts.facts(store, "Toy")
+    facts["duplicates"] = TWINS | {"examples": [["a.tar: ant/caf\udce9.jpg", "é.jpg"]]}
+    facts["classes"][0] = "caf\udce9"
+    text = "\n".join(data_facts.lines(facts))
+    assert r"  a.tar: ant/caf\xe9.jpg = é.jpg" in text
+    assert r"  caf\xe9 " in text
+    text.encode()
 
 
 def test_facts_can_be_written_as_json(store: Store) -> None:

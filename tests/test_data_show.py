@@ -48,6 +48,26 @@ def test_json_is_all_that_is_printed(folder: Path) -> None:
     assert files(folder / "elsewhere") == ["augmented.png", "facts.json", "sheet.png"]
 
 
+def test_with_set_the_folder_of_dvc_is_left_as_it_is(folder: Path) -> None:
+    show("cifar10", "--augmented")
+    place = folder / "sheets" / "cifar10"
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    result = show("cifar10", "--set", "datasets.cifar10.fraction=0.3")
+    assert "  trainings take 9 of the training images (fraction 0.3)" in result.output.splitlines()
+    last = "sheets/cifar10: left as it is, as --set was given; --out FOLDER writes sheet.png, facts.json"
+    assert result.output.splitlines()[-1] == last
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    result = show("cifar10", "--set", "datasets.cifar10.fraction=0.3", "--json")
+    assert json.loads(result.stdout)["trained_on"] == 9
+    assert result.stderr.splitlines()[-1] == last
+
+
+def test_with_set_and_out_all_is_written(folder: Path) -> None:
+    show("cifar10", "--set", "datasets.cifar10.fraction=0.3", "--out", "elsewhere")
+    assert json.loads((folder / "elsewhere" / "facts.json").read_text())["fraction"] == 0.3
+    assert not (folder / "sheets").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

@@ -44,8 +44,9 @@ IMAGES = [
     ("cars196", "cars_test.tgz", "cars_test/00002.jpg"),
     ("food101", "food-101.tar.gz", "food-101/images/baklava/1001.jpg"),
 ]
-TARS = sorted({(name, archive) for name, archive, _ in METADATA + IMAGES})
-IMAGE_TARS = sorted({(name, archive) for name, archive, _ in IMAGES})
+OWN = [("own.tar.gz", "own.tar.gz"), ("own.tgz", "own.tgz")]
+TARS = [*sorted({(name, archive) for name, archive, _ in METADATA + IMAGES}), *OWN]
+IMAGE_TARS = [*sorted({(name, archive) for name, archive, _ in IMAGES}), *OWN]
 
 
 @pytest.fixture(params=NAMES)
@@ -141,8 +142,10 @@ def test_members_name_archive_and_place_and_differ(any_name: str, folder: Path) 
     write(any_name, folder)
     members = [example.member for example in examples(any_name, folder)]
     assert len(set(members)) == len(members)
-    archives = dataset(any_name).archives or (any_name if Path(any_name).suffix else folder.name,)
-    assert {member.split(": ")[0] for member in members} <= set(archives)
+    if any_name == "own":
+        assert all((folder.parents[1] / member).is_file() for member in members)
+    else:
+        assert {member.split(": ")[0] for member in members} <= {any_name, *dataset(any_name).archives}
 
 
 def test_reading_twice_gives_the_same(any_name: str, folder: Path) -> None:
@@ -152,8 +155,9 @@ def test_reading_twice_gives_the_same(any_name: str, folder: Path) -> None:
     assert all(np.array_equal(pixels(a.image), pixels(b.image)) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("name", [*NAMES, "own.tar.gz", "own.tgz"])
 def test_repacked_members_that_start_with_a_dot_are_read(name: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
+    write(name, folder)
     for archive in folder.glob("*gz"):
         with tiny_archives.edited(archive) as files:
             for member in list(files):
@@ -196,10 +200,14 @@ def test_absent_archive_says_what_to_pull(any_name: str, tmp_path: Path) -> None
     assert f"dvc pull data/{any_name}" in message
 
 
+def test_an_absent_official_archive_can_be_fetched(name: str, tmp_path: Path) -> None:
+    assert f"or `finetune fetch {name}`, or put the official file there" in fault(name, tmp_path / name)
+
+
 @pytest.mark.parametrize(("name", "archive"), TARS)
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.6])
 def test_truncated_archive(name: str, archive: str, kept: float, folder: Path) -> None:
-    tiny_archives.write(name, folder)
+    write(name, folder)
     whole = (folder / archive).read_bytes()
     (folder / archive).write_bytes(whole[: int(kept * len(whole))])
     assert re.match(rf"{re.escape(str(folder / archive))}(: \S+)?: truncated", fault(name, folder))
@@ -207,14 +215,14 @@ def test_truncated_archive(name: str, archive: str, kept: float, folder: Path) -
 
 @pytest.mark.parametrize(("name", "archive"), IMAGE_TARS)
 def test_archive_that_lacks_only_its_last_byte(name: str, archive: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
+    write(name, folder)
     (folder / archive).write_bytes((folder / archive).read_bytes()[:-1])
     assert_damaged(folder / archive, fault(name, folder))
 
 
 @pytest.mark.parametrize(("name", "archive"), IMAGE_TARS)
 def test_wrong_checksum(name: str, archive: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
+    write(name, folder)
     content = bytearray((folder / archive).read_bytes())
     content[-8] ^= 1  # gzip ends with CRC-32 and length, 4 bytes each
     (folder / archive).write_bytes(content)
@@ -249,7 +257,7 @@ def test_compressed_data_overwritten_inside_an_image(folder: Path) -> None:
 
 @pytest.mark.parametrize(("name", "archive"), TARS)
 def test_file_that_is_no_archive(name: str, archive: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
+    write(name, folder)
     (folder / archive).write_text("<html>404</html>")
     assert str(folder / archive) in fault(name, folder)
 
@@ -273,7 +281,7 @@ def test_metadata_that_are_not_what_they_should_be(name: str, archive: str, memb
 @pytest.mark.parametrize(("name", "archive"), TARS)
 @pytest.mark.parametrize("escape", ["../evil.jpg", "/etc/evil.jpg", "images/../../evil.jpg"])
 def test_member_that_leaves_its_folder(name: str, archive: str, escape: str, folder: Path) -> None:
-    tiny_archives.write(name, folder)
+    write(name, folder)
     with tiny_archives.edited(folder / archive) as files:
         everything = dict(files)
         files.clear()

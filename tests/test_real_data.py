@@ -74,7 +74,7 @@ def test_real_birds_are_learnt_from_imagenet_weights(tmp_path: Path, monkeypatch
 def test_prepared_pixels_are_honest(name: str, short_side: int) -> None:
     """At least 40 dB on average and never under 32 dB against Pillow's decoding and antialiased bilinear resizing."""
     found = []
-    for example in itertools.islice(datasets.load(name).read(SHARED / name).examples, 200):
+    for example in itertools.islice(datasets.load(name).read(SHARED / "data" / name).examples, 200):
         assert isinstance(example.image, bytes)
         ours = shrink(decode(example.image, example.member), short_side)
         with Image.open(io.BytesIO(example.image)) as image:

@@ -66,6 +66,25 @@ def test_a_fraction_is_said(root: Path) -> None:
     assert "| Toy | train | 4 |" in text and "Trained on 2 of the training images." in text
 
 
+def test_facts_of_another_store_with_the_same_counts_are_not_shown(root: Path) -> None:
+    of_set = COMPARISON["datasets"]["toy"]
+    digest = runs.read_json(root / "sheets" / "toy" / data_facts.FACTS)["digest"]
+    for store, shown in ((digest, True), (None, True), ("another", False)):
+        comparison = {"datasets": {"toy": of_set | {"store_digest": store}}}
+        assert ("data-toy" in report_data.section(comparison, Layout(root), root / "report")) == shown
+
+
+def test_original_sizes_are_shown_where_images_were_shrunk(root: Path) -> None:
+    assert "original" not in section(root)
+    path = root / "sheets" / "toy" / data_facts.FACTS
+    facts = runs.read_json(path)
+    facts["splits"]["train"]["original"]["long"] |= {"max": 3000}
+    runs.write_json(path, facts)
+    text = section(root)
+    assert "| Toy | train, original |  |  | 5 – 6.5 – 8 | 7 – 8 – 3,000 | 3 |" in text
+    assert "were shrunk to it; original: before that." in text
+
+
 def test_facts_of_other_images_are_not_shown(root: Path) -> None:
     path = root / "sheets" / "toy" / data_facts.FACTS
     facts = runs.read_json(path)

@@ -133,6 +133,25 @@ def test_a_class_without_training_images_and_a_strange_name_are_no_obstacle(tmp_
     assert written["splits"]["train"]["per_class"]["counts"] == [2, 0]
 
 
+@pytest.mark.filterwarnings("error")
+def test_letters_that_no_font_has_are_drawn_as_escapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_fonts", lambda: ("DejaVu Sans",))
+    assert tiles.drawable("汉字 Ünïcödé_ξ\udce9") == r"\u6c49\u5b57 Ünïcödé_ξ\udce9"
+    monkeypatch.setattr(tiles, "_fonts", lambda: ("DejaVu Sans", "cmr10"))
+    assert tiles.drawable("ξ") == "ξ"
+    store = store_of(tmp_path, {"train": [(0, 4, 4), (1, 4, 4)], "test": [(1, 2, 2)]})
+    store.meta["classes"][:] = ["汉字", "caf\udce9"]
+    sheets.write(store, "标题", tmp_path / "out", recipe_of())
+
+
+def test_a_font_that_is_installed_is_fallen_back_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_FONTS", ("No Such Font", "STIXSizeOneSym"))  # which Matplotlib brings
+    tiles._fonts.cache_clear()
+    fonts = tiles._fonts()
+    tiles._fonts.cache_clear()
+    assert fonts == ("DejaVu Sans", "STIXSizeOneSym")
+
+
 def test_a_large_picture_has_few_colours_and_a_white_background(tmp_path: Path) -> None:
     sheet = tiles.Tiles(4, 9, 96)
     for place, image in enumerate(noise(36, 96, 96)):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune import datasets, published, runs, study
+from finetune.clock import PHASES
 from finetune.errors import InputError
 from finetune.params import Params
 from finetune.spread import accuracy, difference, per_image, spread
@@ -39,11 +40,13 @@ def compare(params: Params, layout: Layout) -> dict[str, Any]:
 
     Returns a JSON-able mapping:
         study: name, edition, baseline, datasets, strategies, seeds
-        datasets: per data set its title, number of classes, images per split, published numbers and the winner:
+        datasets: per data set its title, number of classes, images per split, store_digest (None where runs trained on
+            different stores, or do not tell), published numbers and the winner:
             strategy by mean validation top-1 over seeds (ties to fewer trainable parameters, then fewer seconds), then
             the seed of the best validation top-1; None without a validation split
         rows: per data set and strategy val and test (`accuracy`), to_baseline (`difference` of val and of test, paired
-            by seed, and `per_image`; None for the baseline itself) and cost
+            by seed, and `per_image`; None for the baseline itself) and cost; of that what a run's cost.json of an
+            earlier version lacks is None
         runs: per run its run_key, kept epoch, metrics and costs
         curves: per run and epoch the loss (nats) and accuracy of train and validation
 
@@ -60,7 +63,7 @@ def compare(params: Params, layout: Layout) -> dict[str, Any]:
         _require_one_test_split(of_set)
         set_rows = [_row(params, group, groups[params.study.baseline]) for group in groups.values()]
         rows += set_rows
-        sets[dataset] = _dataset(params, dataset, of_set[0]) | {"winner": _winner(set_rows, of_set)}
+        sets[dataset] = _dataset(params, dataset, of_set) | {"winner": _winner(set_rows, of_set)}
     return {
         "study": params.study.model_dump(mode="json"),
         "datasets": sets,
@@ -183,24 +186,32 @@ def _accuracy(group: Sequence[_Record], split: str) -> dict[str, Any] | None:
 
 
 def _cost(group: Sequence[_Record]) -> dict[str, Any]:
-    def over_seeds(key: str, unit: float = 1.0) -> dict[str, Any]:
-        return spread([r.folder.cost[key] / unit for r in group])
+    costs = [record.folder.cost for record in group]
 
+    def over_seeds(key: str, unit: float = 1.0) -> dict[str, Any]:
+        return spread([cost[key] / unit for cost in costs])
+
+    newer = all("flops_per_image" in cost for cost in costs)  # than when costs were not yet counted by phase
     return {
         "seconds": over_seeds("seconds"),
+        **{f"{phase}_seconds": over_seeds(f"{phase}_seconds") if newer else None for phase in PHASES},
         "images_per_second": over_seeds("images_per_second"),
         "peak_memory_mb": over_seeds("peak_memory_bytes", 1e6),
-        "trainable_parameters": group[0].folder.cost["trainable_parameters"],
-        "total_parameters": group[0].folder.cost["total_parameters"],
+        "activation_mb": costs[0]["activation_bytes"] / 1e6 if newer else None,
+        "flops_per_image": costs[0]["flops_per_image"] if newer else None,
+        "trainable_parameters": costs[0]["trainable_parameters"],
+        "total_parameters": costs[0]["total_parameters"],
     }
 
 
-def _dataset(params: Params, name: str, record: _Record) -> dict[str, Any]:
-    original = published.ORIGINAL.get(name)
+def _dataset(params: Params, name: str, records: Sequence[_Record]) -> dict[str, Any]:
+    record, original = records[0], published.ORIGINAL.get(name)
+    stores = {one.folder.run.get("store_digest") for one in records}
     return {
         "title": params.datasets[name].title or (datasets.load(name).title if name in datasets.names() else name),
         "classes": len(record.folder.run["classes"]),
         "images": {**record.folder.run["images"], "test": record.test["images"]},
+        "store_digest": stores.pop() if len(stores) == 1 else None,
         "original_report": dataclasses.asdict(original) if original else None,
         "published": [dataclasses.asdict(result) for result in published.RESULTS.get(name, ())],
     }

@@ -27,8 +27,9 @@ def facts(store: Store, title: str, fraction: float = 1.0) -> dict[str, Any]:
         dataset, title, edition, digest, classes (names), short_side (pixels that larger images were shrunk to), bytes
         (of the store), fraction, trained_on (images), duplicates (as the store's meta.json has them, None where it has
         none), and per split: images; per_class: min, median, max and the counts in the order of classes; sizes in
-        pixels, as stored: distinct (how many heights x widths), short and long side with min, median, max. A split
-        without images has no sizes.
+        pixels, as stored: distinct (how many heights x widths), short and long side with min, median, max; original:
+        the same of the images before shrinking, None where the store does not tell. A split without images has
+        neither.
 
     Raises:
         InputError: the store is broken.
@@ -44,7 +45,7 @@ def facts(store: Store, title: str, fraction: float = 1.0) -> dict[str, Any]:
         "bytes": sum(file.stat().st_size for file in store.path.iterdir()),
         "fraction": fraction,
         "trained_on": len(train_part(store, fraction)),
-        "splits": {name: _split(store.split(name), len(store.classes)) for name in SPLITS},
+        "splits": {name: _split(store, name) for name in SPLITS},
         "duplicates": meta.get("duplicates"),
     }
 
@@ -86,12 +87,14 @@ def lines(known: Mapping[str, Any], every_class: bool = False) -> Iterator[str]:
     yield ""
     yield from _columns(split_rows(known), left=1)
     yield f"  least – median – most; sizes as stored, larger short sides shrunk to {known['short_side']} px"
+    if shrunk(known):
+        yield "  original: before that"
     if known["fraction"] < 1:
         yield f"  trainings take {known['trained_on']:,} of the training images (fraction {known['fraction']:g})"
     yield ""
     yield duplicates(known)
     for one, other in (known["duplicates"] or {}).get("examples", [])[:_EXAMPLES]:
-        yield f"  {one} = {other}"
+        yield f"  {printable(one)} = {printable(other)}"
 
 
 def size(known: Mapping[str, Any]) -> str:
@@ -99,14 +102,24 @@ def size(known: Mapping[str, Any]) -> str:
 
 
 def split_rows(known: Mapping[str, Any]) -> list[list[str]]:
-    """A row per split under a row of headings: images, images per class, pixels."""
+    """A row per split under a row of headings: images, images per class, pixels; where images were shrunk, a second
+    row has the pixels before that."""
     rows = [["split", "images", "a class", "short side, px", "long side, px", "sizes"]]
     for name, split in known["splits"].items():
-        sizes = split["sizes"]
-        sides = [_spread(sizes[side]) for side in ("short", "long")] if sizes else ["–", "–"]
-        distinct = f"{sizes['distinct']:,}" if sizes else "–"
-        rows.append([name, f"{split['images']:,}", _spread(split["per_class"]), *sides, distinct])
+        rows.append([name, f"{split['images']:,}", _spread(split["per_class"]), *_size_cells(split["sizes"])])
+        if _shrunk(split):
+            rows.append([f"{name}, original", "", "", *_size_cells(split["original"])])
     return rows
+
+
+def shrunk(known: Mapping[str, Any]) -> bool:
+    """Whether images were larger than they are stored; False, too, where nobody has noted it."""
+    return any(map(_shrunk, known["splits"].values()))
+
+
+def printable(text: str) -> str:
+    """A name that any terminal, font and file takes: the bytes of it that are not UTF-8 as \\xe9."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def duplicates(known: Mapping[str, Any]) -> str:
@@ -129,14 +142,36 @@ def duplicates(known: Mapping[str, Any]) -> str:
     return text
 
 
-def _split(split: Split, classes: int) -> dict[str, Any]:
-    counts = np.bincount(split.labels, minlength=classes)
-    sides = np.sort(split.index[:, 1:], axis=1)
-    sizes = None
-    if len(split):
-        distinct = len(np.unique(split.index[:, 1:], axis=0))
-        sizes = {"distinct": distinct, "short": _summary(sides[:, 0]), "long": _summary(sides[:, 1])}
-    return {"images": len(split), "per_class": _summary(counts) | {"counts": counts.tolist()}, "sizes": sizes}
+def _split(store: Store, name: str) -> dict[str, Any]:
+    split, file = store.split(name), f"{SPLITS[name]}.original"
+    counts = np.bincount(split.labels, minlength=len(store.classes))
+    original = None
+    if (store.path / f"{file}.npy").is_file():  # stores of earlier versions have none
+        original = _sizes(store.array(file)[store.array(f"{name}.rows")])
+    return {
+        "images": len(split),
+        "per_class": _summary(counts) | {"counts": counts.tolist()},
+        "sizes": _sizes(split.index[:, 1:]),
+        "original": original,
+    }
+
+
+def _sizes(pixels: np.ndarray) -> dict[str, Any] | None:
+    """Of images x 2: height, width."""
+    if not len(pixels):
+        return None
+    sides = np.sort(pixels, axis=1)
+    distinct = len(np.unique(pixels, axis=0))
+    return {"distinct": distinct, "short": _summary(sides[:, 0]), "long": _summary(sides[:, 1])}
+
+
+def _size_cells(sizes: Mapping[str, Any] | None) -> list[str]:
+    return [_spread(sizes["short"]), _spread(sizes["long"]), f"{sizes['distinct']:,}"] if sizes else ["–"] * 3
+
+
+def _shrunk(split: Mapping[str, Any]) -> bool:
+    original = split.get("original")  # facts of earlier versions lack it
+    return original is not None and original != split["sizes"]
 
 
 def _summary(values: np.ndarray) -> dict[str, Any]:
@@ -154,7 +189,7 @@ def _class_rows(known: Mapping[str, Any], every_class: bool) -> list[list[str]]:
     totals, names = counts.sum(0), known["classes"]
 
     def row(label: int) -> list[str]:
-        return [names[label], *(f"{n:,}" for n in counts[:, label]), f"{totals[label]:,}"]
+        return [printable(names[label]), *(f"{n:,}" for n in counts[:, label]), f"{totals[label]:,}"]
 
     rows = [["class", *known["splits"], "in all"]]
     if every_class or len(names) <= _MOST_CLASSES:

@@ -20,7 +20,7 @@ def section(comparison: Mapping[str, Any], layout: Layout, folder: Path) -> str:
     Raises:
         InputError: a data set's facts are damaged.
     """
-    rows, head, notes, pictures = [], [], [], []
+    rows, head, notes, pictures, shrunk = [], [], [], [], False
     for dataset, of_set in comparison["datasets"].items():
         known, title = data_facts.read(layout.root, dataset), of_set["title"]
         if known is None or not _of_these_images(known, of_set):
@@ -28,6 +28,7 @@ def section(comparison: Mapping[str, Any], layout: Layout, folder: Path) -> str:
             continue
         head, *splits = data_facts.split_rows(known)
         rows += [[title, *row] for row in splits]
+        shrunk |= data_facts.shrunk(known)
         taken = known["trained_on"]
         part = f" Trained on {taken:,} of the training images." if known["fraction"] < 1 else ""
         notes.append(f"- {title}: {data_facts.size(known)}.{part} {data_facts.duplicates(known)}")
@@ -37,12 +38,15 @@ def section(comparison: Mapping[str, Any], layout: Layout, folder: Path) -> str:
         parts += [
             markdown(("Data set", *head), rows, words=2),
             "Images a class and sides are given as least – median – most; sizes: how many different heights × widths. "
-            "Images are as stored: those whose short side is longer than `prepare.short_side` were shrunk to it.",
+            "Images are as stored: those whose short side is longer than `prepare.short_side` were shrunk to it"
+            + ("; original: before that." if shrunk else "."),
         ]
     return "\n\n".join([*parts, "\n".join(notes), *pictures])
 
 
 def _of_these_images(known: Mapping[str, Any], of_set: Mapping[str, Any]) -> bool:
+    if of_set.get("store_digest") not in (None, known["digest"]):  # comparisons of earlier versions have none
+        return False
     counts = {split: found["images"] for split, found in known["splits"].items()} | {"train": known["trained_on"]}
     return all(counts[split] == images for split, images in of_set["images"].items())
 

@@ -4,7 +4,9 @@ import io
 import os
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +16,13 @@ _GUTTER, _HEAD, _HEADING, _MARGIN = 196, 54, 20, 12  # pixels
 _LINE = 25  # characters of a label
 _MOST_BYTES = 600_000  # above it, a picture is saved with 256 colours
 _BACKGROUND, _GREY = 0xF2, "#666666"
+# Beside Matplotlib's own, where they are installed: for names in Chinese, Japanese, Korean, Arabic, Hindi, Thai, ….
+_FONTS = (
+    *(f"Noto Sans CJK {region}" for region in ("SC", "TC", "JP", "KR")),
+    *("Source Han Sans", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "PingFang SC"),
+    *("Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic"),
+    *("Noto Sans", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS", "Unifont"),
+)
 
 
 class Tiles:
@@ -42,12 +51,14 @@ class Tiles:
 
     def label(self, row: int, name: str, note: str) -> None:
         top = self._corner(row, 0)[0] + self._tile // 2
-        shown = textwrap.wrap(name.replace("_", " "), _LINE, max_lines=2, placeholder=" …", break_on_hyphens=False)
+        shown = textwrap.wrap(
+            drawable(name).replace("_", " "), _LINE, max_lines=2, placeholder=" …", break_on_hyphens=False
+        )
         self._text(_GUTTER - 10, top + 4, "\n".join(shown), size=9.5, ha="right", va="bottom")
         self._text(_GUTTER - 10, top + 8, note, size=8, ha="right", va="top", color=_GREY)
 
     def caption(self, title: str, text: str) -> None:
-        self._text(_MARGIN, 8, title, size=13, va="top", weight="bold")
+        self._text(_MARGIN, 8, drawable(title), size=13, va="top", weight="bold")
         self._text(_MARGIN, 29, text, size=9, va="top", color=_GREY)
 
     def save(self, path: Path) -> None:
@@ -66,7 +77,31 @@ class Tiles:
     def _text(self, x: float, y: float, text: str, size: float, **look: str) -> None:
         """Text at a pixel, counted from the top left corner; no part of a class's name is mathematics."""
         height, width = self._canvas.shape[:2]
-        self._figure.text(x / width, 1 - y / height, text, fontsize=size, parse_math=False, **look)  # type: ignore[arg-type]
+        style: dict[str, Any] = {"fontsize": size, "fontfamily": list(_fonts()), "parse_math": False, **look}
+        self._figure.text(x / width, 1 - y / height, text, **style)
+
+
+def drawable(text: str) -> str:
+    """The text, if an installed font has all of its letters; otherwise those that none has as escapes, \\u4e2d."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [get_font(findfont(FontProperties(family=name))) for name in _fonts()]
+
+    def escaped(letter: str) -> str:
+        if letter.isspace() or any(font.get_char_index(ord(letter)) for font in fonts):
+            return letter
+        return letter.encode("unicode_escape").decode()
+
+    return "".join(map(escaped, text))
+
+
+@cache
+def _fonts() -> tuple[str, ...]:
+    """Of the fonts known here those that are installed, Matplotlib's own first."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ("DejaVu Sans", *(name for name in _FONTS if name in installed))
 
 
 def _png(picture: Image.Image) -> bytes:

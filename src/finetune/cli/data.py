@@ -27,14 +27,22 @@ def fetch(
     """
     from finetune import datasets, params, study
     from finetune import fetch as fetching
+    from finetune.errors import InputError, suggest
 
     loaded = params.load(params_file, overrides)
     chosen = dict.fromkeys(name for given in names for name in (datasets.names() if given == "all" else [given]))
+    known = {*datasets.names(), *(name for name, entry in loaded.datasets.items() if entry.reader)}
+    for name in chosen:
+        if name not in known:
+            raise InputError(
+                f"data set '{name}' is neither official nor one's own in {params_file}; {suggest(name, known)}"
+            )
+    alone = origin if len(chosen) == 1 else None  # what one file is to be of several sets, its name must say
     wanted = []
     for name in chosen:
         own = loaded.datasets.get(name)
         folder = study.Layout(Path()).archives(name)
-        wanted += fetching.wanted(study.dataset_of(loaded, name), edition, folder, own.sources if own else {})
+        wanted += fetching.wanted(study.dataset_of(loaded, name), edition, folder, own.sources if own else {}, alone)
     if origin is not None:
         wanted = fetching.bring_from(wanted, origin, say=click.echo)
     fetching.fetch(wanted, say=click.echo)
@@ -51,7 +59,7 @@ def data() -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where to write sheet.png, augmented.png and facts.json.  [default: sheets/NAME]",
+    help="Where to write sheet.png, augmented.png and facts.json.  [default: sheets/NAME; with --set: nowhere]",
 )
 @click.option("--classes", is_flag=True, help="Print every class, however many.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
@@ -72,13 +80,18 @@ def show(
     params, layout = load(params_file, overrides)
     check_dataset(params, name)
     store = open_store(layout.store(name))
+    title, fraction = study.dataset_of(params, name).title, params.datasets[name].fraction
     folder = out or data_facts.folder(layout.root, name)
-    recipe = sheets.recipe_of(params, name) if augmented else None
-    facts = sheets.write(store, study.dataset_of(params, name).title, folder, recipe, params.datasets[name].fraction)
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for line in data_facts.lines(facts, classes):
-        click.echo(line)
     drawn = [data_facts.SHEET, *([data_facts.AUGMENTED] if augmented else []), data_facts.FACTS]
-    click.echo(f"{folder}: {', '.join(drawn)}")
+    only_shown = out is None and bool(overrides)  # the folder is DVC's, of params.yaml as it stands
+    if only_shown:
+        facts = data_facts.facts(store, title, fraction)
+        last = f"{folder}: left as it is, as --set was given; --out FOLDER writes {', '.join(drawn)}"
+    else:
+        recipe = sheets.recipe_of(params, name) if augmented else None
+        facts = sheets.write(store, title, folder, recipe, fraction)
+        last = f"{folder}: {', '.join(drawn)}"
+    for line in [json.dumps(facts, indent=2)] if as_json else data_facts.lines(facts, classes):
+        click.echo(line)
+    if only_shown or not as_json:
+        click.echo(last, err=as_json)

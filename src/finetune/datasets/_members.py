@@ -18,6 +18,7 @@ from typing import IO, Any
 from isal import igzip, igzip_lib
 
 from finetune.counting import counted
+from finetune.datasets._zip_parts import zip_parts
 from finetune.errors import InputError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -56,6 +57,11 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def shown(name: str) -> str:
+    """A name that can be written everywhere: of one that is not UTF-8, the bytes that are at fault as \\xe9."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def _silent(done: int) -> None:
     """Whoever wants contents shows how far the work on them is."""
 
@@ -92,9 +98,10 @@ def _tar(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
 
 
 def _zip(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    with _whole(source) as last, zipfile.ZipFile(source) as archive:
-        for info in archive.infolist():
+    with _whole(source) as last, _listing(source) if wanted is nothing else nullcontext(_silent) as advance:
+        for archive, info in ((part, info) for part in zip_parts(source) for info in part.infolist()):
             last[:] = [info.filename]
+            advance(info.header_offset)
             name = _checked(source, info.filename.replace("\\", "/"))
             if not name:
                 continue
@@ -110,27 +117,34 @@ def _zip(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
 
 def _folder(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
     with _whole(source) as last:
-        for name, entry in _below(source, "", 0):
+        for name in _below(source, "", 0):
             last[:] = [name]
-            if name.endswith("/"):
-                yield name, None
-            elif not entry.is_file():
-                raise InputError(f"{source}: {name}: a broken link or a device, expected only files and folders")
-            else:
-                yield name, Path(entry).read_bytes() if wanted(name) else None
+            yield name, (source / name).read_bytes() if not name.endswith("/") and wanted(name) else None
 
 
-def _below(folder: Path, inside: str, depth: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _below(source: Path, inside: str, depth: int) -> Iterator[str]:
+    """What lies below a folder of `source`; of one with a million files just the names are kept."""
     if depth > _DEEPEST:
-        raise InputError(f"{folder}: more than {_DEEPEST} folders in one another; does a link lead back?")
-    with os.scandir(folder) as found:
-        entries = sorted((entry for entry in found if not hidden(entry.name)), key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir():
-            yield f"{inside}{entry.name}/", entry
-            yield from _below(Path(entry), f"{inside}{entry.name}/", depth + 1)
+        raise InputError(f"{source / inside}: more than {_DEEPEST} folders in one another; does a link lead back?")
+    names, folders = [], set()
+    with os.scandir(source / inside) as found:
+        for entry in found:
+            if hidden(entry.name):
+                continue
+            names.append(entry.name)
+            if entry.is_dir():
+                folders.add(entry.name)
+            elif not entry.is_file():
+                raise InputError(
+                    f"{source}: {inside}{entry.name}: a broken link or a device, expected only files and folders"
+                )
+    names.sort()
+    for name in names:
+        if name in folders:
+            yield f"{inside}{name}/"
+            yield from _below(source, f"{inside}{name}/", depth + 1)
         else:
-            yield f"{inside}{entry.name}", entry
+            yield f"{inside}{name}"
 
 
 def _unzipped(raw: IO[bytes]) -> Any:

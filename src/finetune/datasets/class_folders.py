@@ -13,23 +13,18 @@ no image by its name (LICENSE, labels.csv) is passed over, hidden files too. Whi
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from finetune.counting import counted
-from finetune.datasets._members import ARCHIVES, hidden, members
-from finetune.datasets.archives import md5
-from finetune.datasets.dataset import Contents, Dataset, Example, Split
+from finetune.datasets._class_layout import IMAGES, RANK, Listing, Place, each_rank, is_image, rank, sorted_out
+from finetune.datasets._members import ARCHIVES, hidden, members, shown
+from finetune.datasets.archives import md5, read_file
+from finetune.datasets.dataset import Contents, Dataset, Example
 from finetune.errors import InputError
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
-_SPLITS: dict[frozenset[str], dict[str, Split]] = {
-    frozenset({"train", "test"}): {"train": "train", "test": "test"},
-    frozenset({"train", "val"}): {"train": "train", "val": "test"},
-    frozenset({"train", "val", "test"}): {"train": "train", "val": "val", "test": "test"},
-}
-_SPLIT_FOLDERS = ("train", "val", "test")
-_Parts = tuple[str, ...]
+_FOUND = 5  # entries that a message lists
 
 
 def dataset(name: str, title: str = "", archive: str = "", test_fraction: float = 0.2, test_seed: int = 0) -> Dataset:
@@ -42,9 +37,9 @@ def dataset(name: str, title: str = "", archive: str = "", test_fraction: float 
 
     def read(folder: Path) -> Contents:
         source = _source(folder, archive)
-        images, folders = _listing(source)
-        classes, listed = _sorted_out(source, images, folders, test_fraction, test_seed)
-        return Contents(classes, _examples(source, listed), len(listed))
+        listing = _listing(source, test_seed)
+        classes, places = sorted_out(source, listing, test_fraction)
+        return Contents(classes, _examples(source, places, test_seed), len(listing))
 
     return Dataset(
         name=name,
@@ -69,9 +64,11 @@ def _source(folder: Path, archive: str) -> Path:
     archives = [path for path in entries if path.name.lower().endswith(ARCHIVES)]
     folders = [path for path in entries if path.is_dir()]
     if not archives and not folders:
+        some = [shown(path.name) for path in entries[:_FOUND]] + ["…"] * (len(entries) > _FOUND)
+        found = f"found {', '.join(some)}" if some else "found nothing" if folder.is_dir() else "no such folder"
         raise InputError(
-            f"{folder}: found neither a {' or '.join(ARCHIVES)} nor folders of images; bring it there, or pull it with "
-            f"`dvc pull data/{folder.name}`"
+            f"{folder}: {found}, expected a {', '.join(ARCHIVES[:-1])} or {ARCHIVES[-1]}, or folders of images; "
+            f"{'pack it again as one of these' if some else 'bring one'}, or pull it with `dvc pull data/{folder.name}`"
         )
     if len(archives) > 1 or (archives and folders):
         found = ", ".join(path.name for path in archives + folders[:1])
@@ -82,138 +79,62 @@ def _source(folder: Path, archive: str) -> Path:
     return archives[0] if archives else folder
 
 
-def _listing(source: Path) -> tuple[list[str], set[str]]:
-    """The images, in the order in which they come, and all folders."""
-    images: dict[str, None] = {}
-    folders: set[str] = set()
+def _listing(source: Path, seed: int = 0) -> Listing:
+    listing = Listing()
     for name, _ in members(source):
         folder, _, file = name.rpartition("/")
-        folders.add(folder)
-        if file.lower().endswith(_IMAGES):
-            if name in images:
-                raise InputError(f"{source}: {name}: this member comes twice, expected once; pack the images again")
-            images[name] = None
-    if not images:
-        raise InputError(f"{source}: found no image, expected class folders of {' '.join(_IMAGES)}; bring images")
-    return list(images), folders - {""}
-
-
-def _sorted_out(
-    source: Path, images: Collection[str], folders: Collection[str], test_fraction: float, test_seed: int
-) -> tuple[tuple[str, ...], dict[str, tuple[Split, int]]]:
-    """Class names in label order, and each image's split and label."""
-    example = {name.rpartition("/")[0]: name for name in images}  # one for each folder that holds images
-    if "" in example:
-        raise _loose(source, example[""])
-    homes = {tuple(folder.split("/")): name for folder, name in example.items()}
-    root = _root(homes)
-    splits = _splits(source, homes, root)
-    depth = root + (1 if splits else 0)  # at which a class folder's name stands
-    for home, name in homes.items():
-        if len(home) <= depth:
-            raise _loose(source, name)
-        if len(home) > depth + 1:
+        listing.folders.add(folder)
+        if is_image(file):
+            listing.images.setdefault(folder, name)
+            listing.ranks.setdefault(folder, bytearray()).extend(rank(seed, folder, file))
+    if not listing.images:
+        raise InputError(f"{source}: found no image, expected class folders of {' '.join(IMAGES)}; bring images")
+    for folder, ranks in listing.ranks.items():
+        if len(set(each_rank(ranks))) * RANK < len(ranks):
             raise InputError(
-                f"{source}: {name}: lies in a folder within the class folder {'/'.join(home[: depth + 1])}/, expected "
-                "images directly in it; move them up, or make that folder a class of its own"
+                f"{source}: {_twice(source, folder)}: this member comes twice, expected once; pack the images again"
             )
-    _refuse_empty(source, folders, homes, root, depth)
-    classes = tuple(sorted({home[depth] for home in homes if not splits or home[root] == "train"}))
-    label_of = {name: label for label, name in enumerate(classes)}
-    for home, name in homes.items():
-        if home[depth] not in label_of:
-            raise InputError(
-                f"{source}: {name}: there is no class '{home[depth]}' in train/, expected the classes of "
-                f"{home[root]}/ to be among those of train/; add it there, or remove this one"
-            )
-    if len(classes) < 2:
-        raise InputError(
-            f"{source}: found the one class folder {classes[0]}/, expected two or more (besides train/, val/, test/)"
-        )
-    own: dict[_Parts, tuple[Split, int]] = {
-        home: (splits[home[root]] if splits else "train", label_of[home[depth]]) for home in homes
-    }
-    listed = {name: own[tuple(name.split("/")[:-1])] for name in images}
-    if not splits:
-        for name in _chosen(images, test_fraction, test_seed):
-            listed[name] = "test", listed[name][1]
-    return classes, listed
+    listing.folders.discard("")
+    return listing
 
 
-def _root(homes: Collection[_Parts]) -> int:
-    """How many leading folders all images share that are neither a class nor a split."""
-    some, depth = next(iter(homes)), 0
-    while (
-        all(len(home) > depth + 1 and home[depth] == some[depth] for home in homes)
-        and some[depth] not in _SPLIT_FOLDERS
-    ):
-        depth += 1
-    return depth
+def _twice(source: Path, folder: str) -> str:
+    seen: set[str] = set()
+    for name, _ in members(source):
+        if name in seen:
+            return name
+        if name.rpartition("/")[0] == folder and not name.endswith("/"):
+            seen.add(name)
+    return folder
 
 
-def _splits(source: Path, homes: Collection[_Parts], root: int) -> dict[str, Split] | None:
-    """Split folder -> split; None for one pool, in which "train" may well be a class (of vehicles)."""
-    if not any(home[root] in _SPLIT_FOLDERS and len(home) > root + 1 for home in homes):
-        return None
-    tops = frozenset(home[root] for home in homes)
-    if tops not in _SPLITS:
-        raise InputError(
-            f"{source}: found images in {', '.join(f'{top}/' for top in sorted(tops)[:5])}, expected train/ with test/ "
-            "or val/ or both, or one pool of class folders; rename or move them"
-        )
-    return _SPLITS[tops]
+def _examples(source: Path, places: Mapping[str, Place], seed: int) -> Iterator[Example]:
+    def wanted(name: str) -> bool:
+        return name.rpartition("/")[0] in places and is_image(name)
 
-
-def _refuse_empty(source: Path, folders: Collection[str], homes: Collection[_Parts], root: int, depth: int) -> None:
-    leading = next(iter(homes))[:root]
-    tops = {home[root] for home in homes}
-    for folder in sorted(folders):
-        parts = tuple(folder.split("/"))
-        if parts[:root] != leading or len(parts) <= root:
-            continue
-        in_split = depth == root or parts[root] in tops
-        if (in_split and len(parts) > depth and parts[: depth + 1] not in homes) or (
-            not in_split and parts[root] in _SPLIT_FOLDERS
-        ):
-            raise InputError(
-                f"{source}: {folder}/: found no image in it, expected some ({' '.join(_IMAGES)}); add them, or remove "
-                "the folder"
-            )
-
-
-def _loose(source: Path, name: str) -> InputError:
-    return InputError(
-        f"{source}: {name}: an image outside the class folders, expected <class>/ around it; move it or remove it"
-    )
-
-
-def _chosen(images: Collection[str], fraction: float, seed: int) -> Iterator[str]:
-    """The test images of a pool: of each class those whose names, hashed with the seed, come first."""
-    of_class: dict[str, list[tuple[bytes, str]]] = {}
-    for name in images:
-        home, file = name.split("/")[-2:]
-        rank = hashlib.sha256(f"{seed}/{home}/{file}".encode(errors="surrogateescape")).digest()[:8]
-        of_class.setdefault(home, []).append((rank, name))
-    for ranked in of_class.values():
-        count = min(max(1, round(fraction * len(ranked))), len(ranked) - 1)
-        yield from (name for _, name in sorted(ranked)[:count])
-
-
-def _examples(source: Path, listed: Mapping[str, tuple[Split, int]]) -> Iterator[Example]:
-    for name, data in members(source, listed.__contains__):
+    where = f"{'/'.join(source.parts[-2:])}/" if source.is_dir() else f"{source.name}: "
+    for name, data in members(source, wanted):
         if data is not None:
-            split, label = listed[name]
-            yield Example(split, label, data, f"{source.name}: {name}")
+            folder, _, file = name.rpartition("/")
+            place = places[folder]
+            test = place.last and rank(seed, folder, file) <= place.last
+            yield Example("test" if test else place.split, place.label, data, where + name)
 
 
 def _digest(source: Path) -> dict[str, str]:
     """The md5 of the archive; of a folder, under ".", as DVC hashes one that holds just the images."""
     if not source.is_dir():
         return {source.name: md5(source)}
-    images = sorted(_listing(source)[0])
-    listed, done = [], 0
-    with counted(f"md5 of {source.name}", sum((source / name).stat().st_size for name in images), "B") as advance:
-        for name in images:
-            listed.append({"md5": md5(source / name), "relpath": name})
-            advance(done := done + (source / name).stat().st_size)
-    return {".": hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}
+    listing = _listing(source)
+    total, done = hashlib.md5(usedforsecurity=False), 0
+    with counted(f"md5 of {source.name}", len(listing), "images") as advance:
+        for folder in sorted(listing.images, key=lambda folder: f"{folder}/"):  # so are paths sorted, as DVC has them
+            with os.scandir(source / folder) as found:
+                files = sorted(entry.name for entry in found if is_image(entry.name) and entry.is_file())
+            for file in files:
+                content = hashlib.md5(read_file(source / folder / file), usedforsecurity=False).hexdigest()
+                entry = json.dumps({"md5": content, "relpath": f"{folder}/{file}".lstrip("/")}, sort_keys=True)
+                total.update(f"{', ' if done else '['}{entry}".encode())
+                advance(done := done + 1)
+    total.update(b"]")
+    return {".": total.hexdigest()}
