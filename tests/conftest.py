@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,9 @@ from finetune.params import PrepareParams
 from finetune.study import Layout
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is imported: not by what is imported here
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SIDE = 32  # pixels
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
