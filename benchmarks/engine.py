@@ -33,6 +33,7 @@ from finetune.device import configure, move_to_device
 from finetune.params import AugmentationParams, TrainingParams
 from finetune.store import open_store
 from finetune.strategies import build_plan
+from finetune.training import Step as TrainingStep
 from finetune.training import make_optimizer, train_epoch
 
 BATCH, CLASSES, WARM_UP = 32, 200, 2  # images, classes, batches
@@ -68,9 +69,9 @@ def ours(size: int, steps: int, store: Path, precision: str, resident: bool) -> 
         type(whole)(split.pixels, split.index[: WARM_UP * BATCH], split.labels[: WARM_UP * BATCH]),
         size, BATCH, torch.device("cpu"), torch.channels_last, 0.875,
     )  # fmt: skip
-    train_epoch(model, phase, optimizer, recipe, few, 0, 0, "warm-up", ())
+    train_epoch(TrainingStep(model, phase, optimizer, recipe), few, 0, 0, "warm-up")
     began = time.perf_counter()
-    train_epoch(model, phase, optimizer, recipe, feed, 0, 0, "bench", ())
+    train_epoch(TrainingStep(model, phase, optimizer, recipe), feed, 0, 0, "bench")
     return len(split) / (time.perf_counter() - began)
 
 

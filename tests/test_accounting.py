@@ -1,5 +1,7 @@
 """Costs worked out by hand, or measured with real tensors."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from finetune.strategies.plan import Group, Phase, feature_blocks, tensors_of
 from finetune.training import make_optimizer, set_modes
 
 CLASSES = 3
+network = partial(build, CLASSES, 0)
 MODEL = build(CLASSES, 0)
 EVERYTHING = Phase((Group("all", tuple(name for name, _ in MODEL.named_parameters())),))
 HEAD = Phase(
@@ -68,14 +71,14 @@ def test_without_gradients_nothing_is_kept() -> None:
 
 def test_under_a_frozen_backbone_only_what_head_and_loss_need_is_kept() -> None:
     features, log_softmax, labels, total_weight = 4 * 1280 * 4, 4 * CLASSES * 4, 4 * 8, 4
-    assert activation_bytes(CLASSES, [HEAD], recipe(), 4) == features + log_softmax + labels + total_weight
+    assert activation_bytes(network, [HEAD], recipe(), 4) == features + log_softmax + labels + total_weight
 
 
 def test_the_greediest_phase_counts() -> None:
-    alone = activation_bytes(CLASSES, [EVERYTHING], recipe(), 4)
-    assert activation_bytes(CLASSES, [EVERYTHING, HEAD], recipe(), 4) == alone
-    assert activation_bytes(CLASSES, [HEAD, EVERYTHING], recipe(), 4) == alone
-    assert alone > 100 * activation_bytes(CLASSES, [HEAD], recipe(), 4)
+    alone = activation_bytes(network, [EVERYTHING], recipe(), 4)
+    assert activation_bytes(network, [EVERYTHING, HEAD], recipe(), 4) == alone
+    assert activation_bytes(network, [HEAD, EVERYTHING], recipe(), 4) == alone
+    assert alone > 100 * activation_bytes(network, [HEAD], recipe(), 4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -84,13 +87,13 @@ def test_tensors_without_values_count_as_real_ones(phase: Phase, precision: str)
     # With bf16, BatchNorm's mean and deviation per channel really are fp32: 2 x 2 bytes more.
     channels = sum(layer.num_features for layer in MODEL.modules() if isinstance(layer, nn.BatchNorm2d))
     exact = measured(phase, recipe(32, precision), 2)
-    difference = exact - activation_bytes(CLASSES, [phase], recipe(32, precision), 2)
+    difference = exact - activation_bytes(network, [phase], recipe(32, precision), 2)
     assert difference == (4 * channels if precision == "bf16" and phase is EVERYTHING else 0)
 
 
 def test_activations_grow_with_batch_and_image() -> None:
     bytes_of = {
-        (n, size): activation_bytes(CLASSES, [EVERYTHING], recipe(size), n) for n in (2, 4, 6) for size in (32, 64)
+        (n, size): activation_bytes(network, [EVERYTHING], recipe(size), n) for n in (2, 4, 6) for size in (32, 64)
     }
     assert bytes_of[6, 32] - bytes_of[4, 32] == bytes_of[4, 32] - bytes_of[2, 32] > 0
     assert bytes_of[4, 64] == pytest.approx(
@@ -99,13 +102,13 @@ def test_activations_grow_with_batch_and_image() -> None:
 
 
 def test_a_gpus_recipe_counts_where_there_is_none() -> None:
-    assert activation_bytes(CLASSES, [EVERYTHING], recipe(device="cuda"), 4) > 0
+    assert activation_bytes(network, [EVERYTHING], recipe(device="cuda"), 4) > 0
 
 
 def test_counting_changes_no_random_state_and_no_gradient_mode() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    accounting.worked_out(CLASSES, [EVERYTHING, HEAD], recipe(), 100)
+    accounting.worked_out(network, [EVERYTHING, HEAD], recipe(), 100)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.is_grad_enabled()
     assert torch.zeros(2).sum().item() == 0.0  # tensors hold values again
@@ -113,19 +116,19 @@ def test_counting_changes_no_random_state_and_no_gradient_mode() -> None:
 
 def test_a_batch_is_no_larger_than_the_training_split() -> None:
     phases = [EVERYTHING]
-    few = accounting.worked_out(CLASSES, phases, recipe(), images=3)["activation_bytes"]
-    assert few == activation_bytes(CLASSES, phases, recipe(), 3)
-    many = accounting.worked_out(CLASSES, phases, recipe(), images=100)["activation_bytes"]
-    assert many == activation_bytes(CLASSES, phases, recipe(), 4)
+    few = accounting.worked_out(network, phases, recipe(), images=3)["activation_bytes"]
+    assert few == activation_bytes(network, phases, recipe(), 3)
+    many = accounting.worked_out(network, phases, recipe(), images=100)["activation_bytes"]
+    assert many == activation_bytes(network, phases, recipe(), 4)
 
 
 def test_flops_are_twice_the_published_multiply_adds() -> None:
     published = MobileNet_V2_Weights.IMAGENET1K_V1.meta["_ops"]  # multiply-adds at 224 px, in 10^9: 0.301
-    assert flops_per_image(1000, 224) / 2e9 == pytest.approx(published, abs=5e-4)
+    assert flops_per_image(partial(build, 1000, 0), 224) / 2e9 == pytest.approx(published, abs=5e-4)
 
 
 def test_a_class_more_is_a_row_of_the_head_more() -> None:
-    assert flops_per_image(11, 32) - flops_per_image(10, 32) == 2 * 1280
+    assert flops_per_image(partial(build, 11, 0), 32) - flops_per_image(partial(build, 10, 0), 32) == 2 * 1280
 
 
 def test_peak_memory_is_at_least_what_is_held() -> None:

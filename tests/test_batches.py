@@ -73,6 +73,39 @@ def test_each_image_of_an_epoch_has_a_crop_of_its_own(name: Literal["pad_crop", 
     assert len({view.numpy().tobytes() for view in views.values()}) >= 15  # of 81 offsets two may be the same
 
 
+# Resuming within an epoch
+
+
+@pytest.mark.parametrize("augmentation", [PAD_CROP, RESIZED_CROP, NONE])
+@pytest.mark.parametrize("first", [1, 2])
+def test_an_epoch_begun_at_a_step_gives_the_batches_of_the_whole_one_from_there(
+    augmentation: AugmentationParams, first: int
+) -> None:
+    batches = batches_of(split_of(noise(10)), 4)
+    whole = list(batches.training(augmentation, 3, 1))
+    rest = list(batches.training(augmentation, 3, 1, first=first))
+    assert len(rest) == 3 - first
+    for (images, labels), (same, expected) in zip(rest, whole[first:], strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, expected)
+
+
+@pytest.mark.parametrize(("images", "steps"), [(8, 2), (9, 2), (10, 3)])
+def test_an_epoch_begun_after_its_last_step_has_no_batches(images: int, steps: int) -> None:
+    assert list(batches_of(split_of(noise(images)), 4).training(PAD_CROP, 0, 0, first=steps)) == []
+
+
+def test_no_image_of_an_earlier_step_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = split_of(noise(10))
+    batches = batches_of(split, 4)
+    wanted = order(batches, 3, 1)[8:]
+    read: list[int] = []
+    image = Split.image
+    monkeypatch.setattr(Split, "image", lambda self, i: read.append(i) or image(self, i))
+    list(batches.training(PAD_CROP, 3, 1, first=2))
+    assert read == wanted
+
+
 # Coverage of an epoch
 
 

@@ -18,7 +18,7 @@ from finetune.params import TrainingParams
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
 from finetune.study import Layout
-from finetune.training import make_optimizer, train_epoch
+from finetune.training import Step, make_optimizer, train_epoch
 from small_splits import noise, split_of
 
 CPU = torch.device("cpu")
@@ -166,7 +166,7 @@ def test_whole_batches_of_training_go_through_what_is_compiled_and_no_others() -
     split = split_of(noise(12, 32, 32))
     batches = Batches(Split(split.pixels, split.index, split.labels % 3), 32, 5, CPU, torch.channels_last, 1.0)
     phase = build_plan(model, "same_lr", {}).phases[0]
-    train_epoch(model, phase, make_optimizer(model, phase, recipe()), recipe(), batches, 0, 0, "toy", ())
+    train_epoch(Step(model, phase, make_optimizer(model, phase, recipe()), recipe()), batches, 0, 0, "toy")
     assert (seen, through_call) == ([5, 5, 2], [5, 5])
     predict(model, batches, "fp32")
     assert (seen, through_call) == ([5, 5, 2, 5, 5, 2], [5, 5])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from finetune.batches import Batches, DeviceBatches
 from finetune.params import AugmentationParams
+from finetune.resampling import Views
 from finetune.store import Split
 from small_splits import NONE, PAD_CROP, RESIZED_CROP, levels_apart, noise, oblong, split_of
 
@@ -120,6 +121,51 @@ def test_an_epoch_may_be_walked_again(way: str) -> None:
     first, second = (list(batches.training(RESIZED_CROP, 3, 1)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
     assert all(torch.equal(one[0], other[0]) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("first", [1, 5])  # of seven, of which three are gathered ahead
+def test_an_epoch_begun_at_a_step_gives_the_batches_of_the_whole_one_from_there(
+    augmentation: AugmentationParams, way: str, first: int
+) -> None:
+    batches = device(split_of(oblong(26)), way)
+    whole = list(batches.training(augmentation, 3, 1))
+    rest = list(batches.training(augmentation, 3, 1, first=first))
+    assert len(rest) == 7 - first
+    for (images, labels), (same, expected) in zip(rest, whole[first:], strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("images", "steps"), [(8, 2), (9, 2), (10, 3)])
+def test_an_epoch_begun_after_its_last_step_has_no_batches(images: int, steps: int, way: str) -> None:
+    assert list(device(split_of(noise(images)), way).training(PAD_CROP, 0, 0, first=steps)) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_view_of_an_earlier_step_is_made(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resampled: list[int] = []
+    resample = Views.resample
+
+    def counted(self: Views, pixels: Tensor, rows: slice, size: int, exact: bool) -> Tensor:
+        resampled.append(rows.stop - rows.start)
+        return resample(self, pixels, rows, size, exact)
+
+    monkeypatch.setattr(Views, "resample", counted)
+    list(device(split_of(noise(10)), way).training(PAD_CROP, 3, 1, first=1))
+    assert resampled == [4, 2]
+
+
+def test_no_pixel_of_an_earlier_step_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = device(split_of(noise(10)), "streamed")
+    wanted = [label for _, labels in batches.training(PAD_CROP, 3, 1) for label in labels.tolist()][8:]
+    read: list[int] = []
+    image = Split.image
+    monkeypatch.setattr(Split, "image", lambda self, i: read.append(i) or image(self, i))
+    list(batches.training(PAD_CROP, 3, 1, first=2))
+    assert read == wanted
 
 
 def test_an_epoch_that_is_not_walked_to_its_end_leaves_no_thread_behind() -> None:

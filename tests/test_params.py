@@ -140,7 +140,7 @@ def test_a_bad_override_of_an_entry_that_the_study_does_not_list_is_refused_too(
         ("training", "epochs", "many", "text", "an integer"),
         ("training", "lr", "fast", "text", "a number"),
         ("training", "epochs", 2.5, "number", "an integer"),
-        ("training", "schedule", "cosine", "text", "a section with keys of name, gamma"),
+        ("training", "schedule", "cosine", "text", "a section with keys of name, gamma, every, warmup_epochs"),
         (
             "datasets",
             "toy",
@@ -578,3 +578,35 @@ def test_an_override_that_is_not_yaml_is_refused(tmp_path: Path, tiny: Raw) -> N
 def test_params_are_frozen(tiny: Raw) -> None:
     with pytest.raises(ValueError, match="frozen"):
         params.parse(tiny).training.lr = 1.0  # type: ignore[misc]
+
+
+# The recipe's options
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({"optimizer": {"name": "sgd", "momentum": 0.0}}, "training.optimizer: nesterov needs a momentum above 0; set"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "training.optimizer: betas [0.9, 1.0] must be two numbers in [0, 1)"),
+        ({"optimizer": {"name": "lamb"}}, "training.optimizer.name: found 'lamb' (text), expected: one of 'adam', 'ad"),
+        ({"epochs": 3, "freeze_epochs": 3}, "training: freeze_epochs is 3 but epochs is 3; leave an epoch for"),
+        ({"epochs": 3, "schedule": {"warmup_epochs": 3.5}}, "training: schedule.warmup_epochs is 3.5 but epochs is 3"),
+        (
+            {"compile": "default", "activation_checkpointing": True},
+            "training: activation_checkpointing and compile: default exclude each other",
+        ),
+        ({"ema": 1.0}, "training.ema: found 1.0 (number), expected: a number below 1"),
+        ({"accumulation": 0}, "training.accumulation: found 0 (integer), expected: a number of at least 1"),
+        ({"bn": "frozen"}, "training.bn: found 'frozen' (text), expected: one of 'train', 'eval' or 'affine_only'"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_are_refused_with_the_reason(tiny: Raw, training: Raw, sentence: str) -> None:
+    assert sentence in refusal({**tiny, "training": {**tiny["training"], **training}})
+
+
+def test_overrides_that_exclude_each_other_only_together_name_the_run(tiny: Raw) -> None:
+    # Each is right by itself: 3 frozen epochs of 5, and 2 epochs for the data set.
+    tiny["training"]["epochs"] = 5
+    tiny["datasets"]["toy"] = {"training": {"epochs": 2}}
+    tiny["strategies"]["same_lr"] = {"training": {"freeze_epochs": 3}}
+    assert "training.<toy, same_lr>: freeze_epochs is 3 but epochs is 2; leave an epoch" in refusal(tiny)

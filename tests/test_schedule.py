@@ -39,3 +39,25 @@ def test_a_cosine_schedule_falls_step_by_step() -> None:
 def test_a_constant_schedule_is_one() -> None:
     schedule = ScheduleParams(name="constant")
     assert {multiplier(schedule, epoch, 1, steps=3, epochs=9) for epoch in range(9)} == {1.0}
+
+
+def test_a_step_schedule_is_torchs_steplr() -> None:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.1)
+    schedule = ScheduleParams(name="step", gamma=0.1, every=3)
+    for epoch in range(10):
+        assert multiplier(schedule, epoch, 0, steps=2, epochs=10) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_warm_up_rises_in_equal_stages_to_the_schedule() -> None:
+    schedule = ScheduleParams(name="constant", warmup_epochs=1.5)
+    found = [multiplier(schedule, epoch, step, steps=2, epochs=3) for epoch in range(3) for step in range(2)]
+    assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+
+
+def test_a_warm_up_is_multiplied_by_the_schedule_that_goes_on_beneath() -> None:
+    schedule = ScheduleParams(name="cosine", warmup_epochs=1)
+    found = [multiplier(schedule, epoch, step, steps=3, epochs=2) for epoch in range(2) for step in range(3)]
+    assert found == pytest.approx([1 / 3, 2 / 3 * 0.9330127, 0.75, 0.5, 0.25, 0.0669873])

@@ -383,6 +383,6 @@ def test_the_model_is_no_option() -> None:
 
 def test_an_unknown_plan_is_refused_with_all() -> None:
     with pytest.raises(
-        InputError, match=r"strategies\.mine: there is no plan 'separate'; .*from_scratch, same_lr, sep"
+        InputError, match=r"strategies\.mine: there is no plan 'separate'; .*separate_lr"
     ):
         check_options("mine", "separate", {})

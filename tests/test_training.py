@@ -1,7 +1,9 @@
 """The training loop: what moves and what does not, at which rates, and the same bits whenever it is run again."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from finetune.errors import InputError
 from finetune.evaluation import Predictions
 from finetune.interruption import Interrupted
 from finetune.model import build
-from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
+from finetune.params import AugmentationParams, OptimizerParams, ScheduleParams, TrainingParams
+from finetune.recomputation import checkpoint_blocks
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
-from finetune.strategies.plan import Group, Phase, Plan, feature_blocks, tensors_of
+from finetune.strategies.plan import Group, Penalty, Phase, Plan, feature_blocks, tensors_of
 from finetune.study import Layout
-from finetune.training import Listener, Progress, Row, epochs_of, fit, make_optimizer, train_epoch
+from finetune.training import Listener, Progress, Row, Step, epochs_of, fit, make_optimizer, train_epoch
 
 RECIPE = TrainingParams(
     image_size=32,
@@ -136,6 +139,16 @@ def same(first: Progress, second: Progress) -> bool:
     )
 
 
+def entered(function: Callable[[MobileNetV2], Tensor]) -> Callable[[MobileNetV2], AbstractContextManager[Penalty]]:
+    """A phase's penalty that is a function of the network as it is."""
+
+    @contextmanager
+    def enter(model: MobileNetV2) -> Iterator[Penalty]:
+        yield lambda images: function(model)
+
+    return enter
+
+
 # Learning
 
 
@@ -182,7 +195,7 @@ def test_loss_and_accuracy_are_means_over_images_not_over_batches(toy_inputs: Pa
     plan = head_and_body(model, frozen=True, batchnorm="eval")
     still = recipe(lr=1e-12, weight_decay=0.0, augmentation=AugmentationParams(name="none"))
     optimizer = make_optimizer(model, plan.phases[0], still)
-    row = train_epoch(model, plan.phases[0], optimizer, still, train, 0, 0, "toy", ())
+    row = train_epoch(Step(model, plan.phases[0], optimizer, still), train, 0, 0, "toy")
     seen = training.predict(model, train, "fp32")
     assert row["train/loss"] == pytest.approx(seen.loss, rel=1e-4)
     assert row["train/acc"] == pytest.approx(seen.acc)
@@ -331,10 +344,12 @@ def test_a_penaltys_gradient_is_added_to_the_losss(toy_inputs: Path) -> None:
 
     def head_after_a_step(penalty: Callable[[MobileNetV2], Tensor] | None) -> tuple[Tensor, Tensor, Row]:
         model = network()
-        phase = Phase(head_and_body(model).phases[0].groups, penalty=penalty)
+        phase = Phase(head_and_body(model).phases[0].groups, penalty=entered(penalty) if penalty else None)
         optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=1.0)
         before = copied(model)["classifier.1.weight"]
-        row = train_epoch(model, phase, optimizer, recipe(lr=1.0), one_step, 0, 0, "toy", ())
+        with phase.penalty(model) if phase.penalty else nullcontext() as added:
+            step = Step(model, phase, optimizer, recipe(lr=1.0), penalty=added)
+            row = train_epoch(step, one_step, 0, 0, "toy")
         return before, model.state_dict()["classifier.1.weight"], row
 
     weight, plain, row = head_after_a_step(None)
@@ -457,7 +472,7 @@ def test_a_run_resumes_between_any_two_steps(work: Work, at: tuple[int, int], pe
     plan, four = head_then_all(network()), recipe(epochs=4)
     if penalised:
         square = lambda model: 1e-3 * model.classifier[1].weight.square().sum()  # noqa: E731
-        plan = Plan(plan.initialisation, tuple(Phase(p.groups, p.share, square) for p in plan.phases))
+        plan = Plan(plan.initialisation, tuple(Phase(p.groups, p.share, entered(square)) for p in plan.phases))
     with pytest.raises(Killed):
         work(plan, four, area="killed", listeners=(stopped_at(*at, Killed()),), pace=ALWAYS)
     with pytest.raises(Interrupted):
@@ -468,6 +483,92 @@ def test_a_run_resumes_between_any_two_steps(work: Work, at: tuple[int, int], pe
     assert found[-1] == (at[0] - 1, at[1])
     assert same(results[0], results[2])
     assert same(results[1], results[2])
+
+
+# What a recipe may add to any strategy
+ADDED: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": OptimizerParams(name="sgd")},
+    "adamw": {"optimizer": OptimizerParams(name="adamw")},
+    "accumulation": {"accumulation": 2, "batch_size": 4},
+    "mixup and cutmix": {"mixup": 0.8, "cutmix": 1.0},
+    "smoothing": {"label_smoothing": 0.1},
+    "averaged weights": {"ema": 0.9},
+    "checkpointing": {"activation_checkpointing": True},
+    "warm-up and steps": {"schedule": ScheduleParams(name="step", every=2, gamma=0.1, warmup_epochs=1.5)},
+}
+
+
+@pytest.mark.parametrize("option", ADDED)
+def test_whatever_is_added_a_run_resumes_between_two_steps(toy_inputs: Path, tmp_path: Path, option: str) -> None:
+    own = recipe(epochs=4, **ADDED[option])
+    train, val = batches(toy_inputs, "train", 12, own.batch_size), batches(toy_inputs, "val", 6, 6)
+
+    def run(area: str, *listeners: Listener) -> Progress:
+        (tmp_path / area).mkdir(exist_ok=True)
+        model = network()
+        if own.activation_checkpointing:
+            checkpoint_blocks(model)
+        plan = head_then_all(model)
+        common: dict[str, Any] = {"name": "toy", "work": tmp_path / area, "fingerprint": "f", "pace": NEVER}
+        return fit(model, plan, own, train, val, 3, listeners=listeners, **common)
+
+    whole = run("whole")
+    for at in ((1, 1), (3, 1)):
+        with pytest.raises(Interrupted):
+            run(f"stopped {at}", Listener(step=lambda *now, at=at: interrupted() if now[:2] == at else None))
+        assert same(run(f"stopped {at}"), whole)
+    assert not same(whole, plain(toy_inputs, tmp_path, own)) or option == "checkpointing"
+
+
+def plain(inputs: Path, folder: Path, own: TrainingParams) -> Progress:
+    """The same run with nothing added."""
+    (folder / "plain").mkdir()
+    train, val = batches(inputs, "train", 12, 6), batches(inputs, "val", 6, 6)
+    model = network()
+    common: dict[str, Any] = {"name": "toy", "work": folder / "plain", "fingerprint": "f", "pace": NEVER}
+    return fit(model, head_then_all(model), recipe(epochs=4), train, val, 3, **common)
+
+
+def test_gradients_of_several_batches_make_the_step_of_a_large_one(toy_inputs: Path) -> None:
+    # Without batch statistics and dropout, 12 images in batches of 5, 5, 2 are one batch of 12.
+    def weight(batch_size: int, accumulation: int) -> tuple[Tensor, Row]:
+        model = network()
+        model.classifier[0].p = 0.0
+        (phase,) = head_and_body(model, batchnorm="affine_only").phases
+        phase = Phase((replace(phase.groups[0], batchnorm="affine_only"), phase.groups[1]))
+        own = recipe(batch_size=batch_size, accumulation=accumulation, optimizer=OptimizerParams(name="sgd"), lr=0.1)
+        step = Step(model, phase, make_optimizer(model, phase, own), own)
+        row = train_epoch(step, batches(toy_inputs, "train", 12, batch_size), 0, 0, "toy")
+        return model.features[3].conv[1][0].weight, row
+
+    large, small = weight(12, 1), weight(5, 3)
+    assert torch.allclose(large[0], small[0], rtol=1e-4, atol=1e-7)
+    assert small[1]["train/loss"] == pytest.approx(large[1]["train/loss"], rel=1e-5)
+
+
+def test_averaged_weights_are_validated_and_kept_and_the_network_goes_on_from_its_own(work: Work) -> None:
+    averaged, own = work(recipe=recipe(ema=0.999, selection="last"), area="averaged"), work(area="own")
+    assert [row["train/loss"] for row in averaged.rows] == [row["train/loss"] for row in own.rows]
+    assert [row["val/loss"] for row in averaged.rows] != [row["val/loss"] for row in own.rows]
+
+
+def test_scales_are_measured_when_an_epoch_begins_and_stay_for_the_rest_of_it(work: Work) -> None:
+    measured: list[int] = []
+
+    def scales(model: MobileNetV2, batches: Iterator[tuple[Tensor, Tensor]]) -> Mapping[str, float]:
+        assert not model.training
+        measured.append(len(next(batches)[1]))
+        return {"body": 1 / (1 + len(measured))}
+
+    (phase,) = head_and_body(network()).phases
+    plan = Plan("pretrained", (replace(phase, scales=scales),))
+    constant = recipe(schedule=ScheduleParams(name="constant"))
+    with pytest.raises(Interrupted):
+        work(plan, constant, listeners=(stopped_at(2, 1, Interrupted(15)),), pace=NEVER)
+    rows = work(plan, constant).rows
+    assert measured == [6, 6]  # the second attempt goes on in the second epoch and measures nothing
+    assert [row["lr/body"] for row in rows] == pytest.approx([1e-3 / 2, 1e-3 / 3])
+    assert [row["lr/head"] for row in rows] == pytest.approx([1e-3, 1e-3])
 
 
 def test_an_interruption_while_validating_keeps_the_epochs_training(
@@ -559,7 +660,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_run_epoch_and_step(work:
         return torch.tensor(math.nan if calls == 4 else 0.0)
 
     model = network()
-    plan = Plan("pretrained", (Phase(head_and_body(model).phases[0].groups, penalty=second_step_of_the_second_epoch),))
+    penalty = entered(second_step_of_the_second_epoch)
+    plan = Plan("pretrained", (Phase(head_and_body(model).phases[0].groups, penalty=penalty),))
     with pytest.raises(InputError, match=r"^toy/same_lr/3: the loss is not finite at epoch 2, step 2; lower"):
         work(plan, model=model)
 

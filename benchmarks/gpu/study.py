@@ -1,12 +1,12 @@
 """Trains and evaluates the runs of a params file in one process, so that what is compiled is compiled once."""
 
+import json
 import time
 from pathlib import Path
 
 from torchvision.models import MobileNetV2
 
 from finetune.device import configure, move_to_device
-from finetune.model import build
 from finetune.params import load
 from finetune.runs import METRICS, read_json
 from finetune.stages import evaluate, resolve, train
@@ -22,7 +22,7 @@ def run(params_file: Path, overrides: tuple[str, ...], inputs: Path, out: Path, 
     end = time.monotonic() + 60 * minutes
     params = load(params_file, overrides)
     layout = Layout(out, inputs)
-    networks: dict[tuple[str, str], MobileNetV2] = {}
+    networks: dict[tuple[str, ...], MobileNetV2] = {}
     for one in sorted(runs(params), key=lambda run: run.seed):
         if (layout.evaluation(one) / METRICS).is_file():
             continue
@@ -31,10 +31,10 @@ def run(params_file: Path, overrides: tuple[str, ...], inputs: Path, out: Path, 
             continue
         began = time.monotonic()
         prepared = resolve(params, layout, one)
-        key = (one.dataset, prepared.recipe.model_dump_json())
+        key = (one.dataset, prepared.recipe.model_dump_json(), prepared.plan, json.dumps(prepared.options))
         if key not in networks:
             configure(prepared.recipe)
-            networks[key] = build(len(prepared.store.classes), 0)
+            networks[key] = prepared.model()
             move_to_device(networks[key], prepared.recipe)
         train(prepared, layout, module=networks[key])
         evaluate(layout, one)

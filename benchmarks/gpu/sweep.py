@@ -18,10 +18,11 @@ from torchvision.models import MobileNetV2
 from finetune import model as models
 from finetune.batches import Batches
 from finetune.device import Feed, configure, move_to_device
+from finetune.optimizers import make_optimizer
 from finetune.params import AugmentationParams, TrainingParams
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
-from finetune.training import make_optimizer, train_epoch
+from finetune.training import Step, train_epoch
 
 SETTINGS = (  # precision/compile/memory format/batch size/depthwise kernels
     "bf16/reduce-overhead/channels_last/256/torch",
@@ -51,8 +52,10 @@ class Fixed(Batches):
 
     ready: tuple[Tensor, Tensor]
 
-    def training(self, augmentation: AugmentationParams, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(self.training_steps()):
+    def training(
+        self, augmentation: AugmentationParams, seed: int, epoch: int, *, first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(first, self.training_steps()):
             yield self.ready
 
 
@@ -103,7 +106,7 @@ def _rates(store: Path, recipe: TrainingParams, images: int) -> dict[str, Any]:
     def rate(batches: Batches, epoch: int) -> float:
         _wait(recipe)
         began = time.perf_counter()
-        train_epoch(model, phase, optimizer, recipe, batches, 0, epoch, "sweep", ())
+        train_epoch(Step(model, phase, optimizer, recipe), batches, 0, epoch, "sweep")
         _wait(recipe)
         return batches.training_steps() * recipe.batch_size / (time.perf_counter() - began)
 
@@ -131,12 +134,12 @@ def profile(store: Path, device: str, tiny: bool, setting: str) -> str:
     phase = build_plan(model, "same_lr", {}).phases[0]
     optimizer = make_optimizer(model, phase, recipe)
     batches = feed.batches(_some(split, 6 * recipe.batch_size))
-    train_epoch(model, phase, optimizer, recipe, batches, 0, 0, "profile", ())
+    train_epoch(Step(model, phase, optimizer, recipe), batches, 0, 0, "profile")
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as seen:
-        train_epoch(model, phase, optimizer, recipe, batches, 0, 1, "profile", ())
+        train_epoch(Step(model, phase, optimizer, recipe), batches, 0, 1, "profile")
         _wait(recipe)
     key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     return seen.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=70)

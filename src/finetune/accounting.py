@@ -15,13 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import MobileNetV2
 
 from finetune.clock import PHASES
 from finetune.device import autocast
-from finetune.model import build
-from finetune.params import TrainingParams
+from finetune.optimizers import make_optimizer
+from finetune.recipe import TrainingParams
+from finetune.recomputation import Recomputed, checkpoint_blocks
 from finetune.strategies.plan import Phase
-from finetune.training import Progress, make_optimizer, set_modes
+from finetune.training import Progress, set_modes
 
 
 def cost(
@@ -53,26 +55,41 @@ def cost(
     }
 
 
-def worked_out(classes: int, phases: Sequence[Phase], recipe: TrainingParams, images: int) -> dict[str, int]:
-    """What follows from the recipe and the number of training images: `activation_bytes` and `flops_per_image`."""
+def worked_out(
+    build: Callable[[], MobileNetV2], phases: Sequence[Phase], recipe: TrainingParams, images: int
+) -> dict[str, int]:
+    """What follows from the recipe and the number of training images: `activation_bytes` and `flops_per_image`.
+
+    Args:
+        build: makes the network of the run.
+    """
     return {
-        "activation_bytes": activation_bytes(classes, phases, recipe, min(images, recipe.batch_size)),
-        "flops_per_image": flops_per_image(classes, recipe.image_size),
+        "activation_bytes": activation_bytes(build, phases, recipe, min(images, recipe.batch_size)),
+        "flops_per_image": flops_per_image(build, recipe.image_size),
     }
 
 
-def activation_bytes(classes: int, phases: Sequence[Phase], recipe: TrainingParams, batch: int) -> int:
+def activation_bytes(
+    build: Callable[[], MobileNetV2], phases: Sequence[Phase], recipe: TrainingParams, batch: int
+) -> int:
     """Bytes that autograd keeps from the forward pass of `batch` images for the backward pass; of the greediest phase.
 
     As PyTorch keeps them op by op on a CPU; a compiled pass keeps fewer. Without parameters, buffers, and what a
     phase's penalty may keep; with bf16, the weights' copies are kept, too, and counted. fp32 counts are exact; bf16
     ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to be fp32.
+    With activation checkpointing, what a block keeps to begin again from is counted in its place.
     """
     on_cpu = recipe.model_copy(update={"device": "cpu"})
     with FakeTensorMode():
-        model = build(classes, seed=0)
+        model = build()
         images = torch.empty(batch, 3, recipe.image_size, recipe.image_size)
         labels = torch.empty(batch, dtype=torch.int64)
+        begins: list[Tensor] = []  # of the blocks that are computed again
+        if recipe.activation_checkpointing:
+            checkpoint_blocks(model)
+            for block in model.modules():
+                if isinstance(block, Recomputed):
+                    block.register_forward_pre_hook(lambda _, inputs: begins.append(inputs[0]))
 
         def loss() -> Tensor:
             with autocast(images.device, recipe.precision):
@@ -82,12 +99,17 @@ def activation_bytes(classes: int, phases: Sequence[Phase], recipe: TrainingPara
         for phase in phases:
             make_optimizer(model, phase, on_cpu)  # says which parameters want gradients
             set_modes(model, phase)
-            kept.append(kept_for_backward(loss, (*model.parameters(), *model.buffers())))
+            begins.clear()
+            kept.append(kept_for_backward(loss, (*model.parameters(), *model.buffers()), begins))
     return max(kept)
 
 
-def kept_for_backward(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps of what `forward` computes, each storage counted once and whole; none of `owned`'s."""
+def kept_for_backward(forward: Callable[[], Tensor], owned: Iterable[Tensor], more: Iterable[Tensor] = ()) -> int:
+    """Bytes that autograd keeps of what `forward` computes, each storage counted once and whole; none of `owned`'s.
+
+    Args:
+        more: what is kept otherwise; read afterwards.
+    """
     kept: dict[StorageWeakRef, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> None:
@@ -96,18 +118,21 @@ def kept_for_backward(forward: Callable[[], Tensor], owned: Iterable[Tensor]) ->
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         forward()
+    for tensor in more:
+        if tensor.requires_grad:
+            keep(tensor)
     for tensor in owned:
         kept.pop(StorageWeakRef(tensor.untyped_storage()), None)
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def flops_per_image(classes: int, image_size: int) -> int:
+def flops_per_image(build: Callable[[], MobileNetV2], image_size: int) -> int:
     """Operations of one evaluation image's forward pass, 2 per multiplication and addition: FLOPs = 2 x MACs.
 
     Those of convolutions and matrix products, as torch.utils.flop_counter counts them.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build(classes, seed=0).eval()(torch.empty(1, 3, image_size, image_size))
+        build().eval()(torch.empty(1, 3, image_size, image_size))
     return int(counter.get_total_flops())
 
 

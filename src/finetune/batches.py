@@ -48,11 +48,14 @@ class Batches:
         """Every image once, in the store's order, as the network sees it in evaluation."""
         yield from self._pass(np.arange(len(self.split)), None, len(self))
 
-    def training(self, augmentation: AugmentationParams, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, shuffled and augmented for (seed, epoch)."""
+    def training(
+        self, augmentation: AugmentationParams, seed: int, epoch: int, *, first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, shuffled and augmented for (seed, epoch); from step `first` on, counted from 0, without
+        making the batches before it."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self.split))
         crops = draw(augmentation, self.split.index[:, 1:], seed, epoch)
-        yield from self._pass(order, crops, self.training_steps())
+        yield from self._pass(order[first * self.batch_size :], crops, self.training_steps() - first)
 
     def seen(
         self, images: np.ndarray, augmentation: AugmentationParams | None = None, seed: int = 0, epoch: int = 0

@@ -20,10 +20,11 @@ from finetune.batches import Batches
 from finetune.counting import counted
 from finetune.device import configure, memory_format, move_to_device
 from finetune.errors import InputError
+from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
 from finetune.store import Split, Store
 from finetune.strategies.plan import Plan
-from finetune.training import make_optimizer, train_epoch
+from finetune.training import Step, train_epoch
 
 _STEPS = 2  # that are timed, after one that is not
 
@@ -101,7 +102,7 @@ def _rate(split: Split, classes: int, recipe: TrainingParams, plan: Callable[[An
         rows = np.arange(steps * own.batch_size) % len(split)
         part = Split(split.pixels, split.index[rows], split.labels[rows])
         batches = Batches(part, own.image_size, own.batch_size, torch.device("cpu"), memory_format(own), own.crop_pct)
-        train_epoch(model, phase, optimizer, own, batches, 0, 0, "calibrate", ())
+        train_epoch(Step(model, phase, optimizer, own), batches, 0, 0, "calibrate")
 
     epoch(1)
     began = time.perf_counter()

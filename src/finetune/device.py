@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from finetune import cpu_gradients, depthwise
+from finetune import cpu_gradients, depthwise, recomputation
 from finetune.allocator import keep_freed_memory
 from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
@@ -33,6 +33,12 @@ def configure(recipe: TrainingParams) -> None:
     """
     keep_freed_memory()
     torch.set_num_threads(recipe.threads)
+    if recipe.device == "cpu" and recipe.precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print(
+            "training.precision: bf16: this CPU has no instructions for it (AVX-512 BF16, AMX), so it takes many times "
+            "as long as fp32; `finetune calibrate` measures what is fastest here",
+            flush=True,
+        )
     if recipe.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.precision != "fp32"
         torch.backends.cudnn.benchmark = not recipe.deterministic
@@ -61,6 +67,8 @@ def move_to_device(model: nn.Module, recipe: TrainingParams) -> None:
         depthwise.use_triton_depthwise(model)
     if recipe.precision == "bf16" and recipe.device == "cpu":
         cpu_gradients.use_float32_gradients(model)
+    if recipe.activation_checkpointing:
+        recomputation.checkpoint_blocks(model)
     if recipe.compile != "none":
         model.compile(mode=recipe.compile, dynamic=False)
 

@@ -1,14 +1,24 @@
 """Model + batches -> predictions and metrics."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from finetune.batches import Batches
 from finetune.device import autocast
+
+
+class Evaluable(Protocol):
+    """Batches of a split, with what the network takes and the labels."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, batches: Batches, precision: str) -> Predictions:
+def predict(model: nn.Module, batches: Evaluable, precision: str) -> Predictions:
     """Run `model` in evaluation mode over every image of `batches`; its mode is put back afterwards."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()

@@ -8,28 +8,25 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from finetune.errors import InputError, suggest
 from finetune.params_file import NAME, merge, read, sentence
+from finetune.recipe import (
+    AugmentationParams,
+    OptimizerParams,
+    Overrides,
+    ScheduleParams,
+    Section,
+    TrainingParams,
+    filled,
+)
 
-
-def _filled(value: Any) -> Any:
-    """A section of which only the name is there is null in YAML: an empty one."""
-    return {} if value is None else value
-
+__all__ = ["AugmentationParams", "OptimizerParams", "Params", "ScheduleParams", "TrainingParams", "load", "parse"]
 
 Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what PyTorch, NumPy and SQLite all take
 _OWN_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-Overrides = Annotated[dict[str, Any], BeforeValidator(_filled)]
-Sources = Annotated[dict[str, Annotated[tuple[str, ...], Field(strict=False)]], BeforeValidator(_filled)]
+Sources = Annotated[dict[str, Annotated[tuple[str, ...], Field(strict=False)]], BeforeValidator(filled)]
 
 
-class _Section(BaseModel):
-    # Strict: the text "5" is no number. YAML has lists where we have tuples, so those alone are converted.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    _null = model_validator(mode="before")(_filled)
-
-
-class StudyParams(_Section):
+class StudyParams(Section):
     """Which runs there are: data sets x strategies x seeds."""
 
     name: Name
@@ -50,7 +47,7 @@ class StudyParams(_Section):
         return self
 
 
-class PrepareParams(_Section):
+class PrepareParams(Section):
     """Archive -> store."""
 
     short_side: int = Field(256, ge=8)  # pixels; larger images are shrunk to it, none is enlarged
@@ -58,65 +55,21 @@ class PrepareParams(_Section):
     split_seed: Seed = 0
 
 
-class BackboneParams(_Section):
+class BackboneParams(Section):
     """Where the pretrained weights come from."""
 
     source: str = "torchvision"  # sample | torchvision | path to a .safetensors or .pth state dict
     weights: str = "MobileNet_V2_Weights.IMAGENET1K_V1"  # torchvision's enum name, for source: torchvision
 
 
-class ScheduleParams(_Section):
-    """Learning-rate multiplier as a function of progress."""
-
-    name: Literal["exponential", "cosine", "constant"] = "exponential"
-    gamma: float = Field(0.9, gt=0.0, le=1.0)  # exponential: factor per epoch
-
-
-class AugmentationParams(_Section):
-    """What a training image goes through."""
-
-    name: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
-    scale: tuple[float, float] = Field((0.08, 1.0), strict=False)  # random_resized_crop: share of the image's area
-    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), strict=False)  # random_resized_crop: width : height
-    padding: int = Field(4, ge=0)  # pad_crop: black pixels added on each side of the stored image
-    flip: bool = True  # horizontal, with probability 1/2; not for `none`
-
-    @model_validator(mode="after")
-    def _ranges(self) -> "AugmentationParams":
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale {list(self.scale)} must be two rising numbers in (0, 1]")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio {list(self.ratio)} must be two rising positive numbers")
-        return self
-
-
-class TrainingParams(_Section):
-    """The training recipe; data sets and strategies may override any of it."""
-
-    image_size: int = Field(224, ge=16)  # pixels, what the network sees
-    epochs: int = Field(40, ge=1)
-    batch_size: int = Field(64, ge=2)
-    lr: float = Field(1e-3, gt=0.0)  # Adam's learning rate at scale 1
-    weight_decay: float = Field(1e-4, ge=0.0)  # L2, added to the gradient as torch.optim.Adam does
-    schedule: ScheduleParams = ScheduleParams()
-    augmentation: AugmentationParams = AugmentationParams()
-    crop_pct: float = Field(0.875, gt=0.0, le=1.0)  # evaluation: centre crop : short side (224 : 256)
-    selection: Literal["best", "last"] = "best"  # which epoch's weights are kept; best by validation
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32: fp32 but for the products' operands, on a GPU
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"  # mode of torch.compile
-    depthwise: Literal["torch", "triton"] = "torch"  # whose kernels the depthwise convolutions take on a GPU
-    deterministic: bool = False  # on a GPU: only kernels that give the same bits again; on the CPU all do
-    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
-    threads: int = Field(2, ge=1)  # of the CPU; part of what a run's numbers depend on
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-class DatasetParams(_Section):
+class DatasetParams(Section):
     """A data set's own settings, over `training` and `prepare`; and how to read one that has no file of its own."""
 
-    training: Overrides = {}
-    prepare: Overrides = {}
-    sources: Sources = {}  # archive -> URLs or paths that `finetune fetch` tries in turn, instead of the known ones
+    training: Overrides = Field({})
+    prepare: Overrides = Field({})
+    sources: Sources = Field(
+        {}
+    )  # archive -> URLs or paths that `finetune fetch` tries in turn, instead of the known ones
     reader: Literal["class_folders"] | None = None  # finetune.datasets.class_folders has the rules
     title: str = ""  # as reports write it
     archive: str = ""  # the file in data/<name>/, where there are several
@@ -144,24 +97,24 @@ class StrategyParams(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     plan: str = ""
-    training: Overrides = {}
+    training: Overrides = Field({})
 
-    _null = model_validator(mode="before")(_filled)
+    _null = model_validator(mode="before")(filled)
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
 
-class Params(_Section):
+class Params(Section):
     """The whole of params.yaml."""
 
     study: StudyParams
     prepare: PrepareParams = PrepareParams()
     backbone: BackboneParams = BackboneParams()
     training: TrainingParams = TrainingParams()
-    datasets: Annotated[dict[Name, DatasetParams], BeforeValidator(_filled)]
-    strategies: Annotated[dict[Name, StrategyParams], BeforeValidator(_filled)]
+    datasets: Annotated[dict[Name, DatasetParams], BeforeValidator(filled)]
+    strategies: Annotated[dict[Name, StrategyParams], BeforeValidator(filled)]
 
     def training_for(self, dataset: str, strategy: str) -> TrainingParams:
         """The recipe of a run. Precedence: strategy > data set > `training`."""
@@ -207,7 +160,11 @@ def parse(raw: Mapping[str, Any], origin: str = "params.yaml") -> Params:
         _check_override(origin, ("strategies", strategy, "training"), params.training, variant.training)
     for dataset in params.study.datasets:
         for strategy in params.study.strategies:
-            training = params.training_for(dataset, strategy)
+            try:
+                training = params.training_for(dataset, strategy)
+            except ValidationError as error:  # each override is right by itself
+                where = ("training", f"<{dataset}, {strategy}>")
+                raise InputError(sentence(origin, where, error, TrainingParams)) from None
             if training.selection == "best" and params.prepare_for(dataset).val_fraction == 0:
                 raise InputError(
                     f"{origin}: training.selection is 'best' but prepare.val_fraction is 0 for {dataset}, so there is "
@@ -216,7 +173,7 @@ def parse(raw: Mapping[str, Any], origin: str = "params.yaml") -> Params:
     return params
 
 
-def _check_override(origin: str, where: tuple[str, ...], base: _Section, over: Mapping[str, Any]) -> None:
+def _check_override(origin: str, where: tuple[str, ...], base: Section, over: Mapping[str, Any]) -> None:
     try:
         type(base).model_validate(merge(base.model_dump(), over))
     except ValidationError as error:

@@ -15,6 +15,7 @@ from finetune import images, runs
 from finetune import model as models
 from finetune.batches import evaluation_view, normalise
 from finetune.errors import InputError
+from finetune.strategies import build_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,7 +63,7 @@ class Classifier:
         self.classes: tuple[str, ...] = tuple(run["classes"])
         self.run_key: str = run["run_key"]
         self._preprocessing = run["preprocessing"]
-        self._model = models.build(len(self.classes), seed=0)
+        self._model = build_model(len(self.classes), 0, run["plan"], run["options"])
         models.load_weights(self._model, folder / runs.MODEL)
         self._model.eval()
 

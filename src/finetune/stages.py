@@ -23,10 +23,11 @@ from finetune.evaluation import Predictions, predict
 from finetune.params import Params, TrainingParams
 from finetune.progress import progress
 from finetune.store import Split, Store, open_store
-from finetune.strategies import build_plan, check_options
-from finetune.strategies.plan import audit
+from finetune.strategies import build_model, build_plan, check_options
+from finetune.strategies.adjustments import adjusted
+from finetune.strategies.plan import Plan, audit
 from finetune.study import Layout, Run, fingerprint, run_key, work_area
-from finetune.training import Listener, Progress, fit, group_names
+from finetune.training import Listener, Progress, epochs_of, fit, group_names
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,15 @@ class Prepared:
     def train_split(self) -> Split:
         """The images to train on."""
         return self.store.split("train").part(self.fraction, self.store.meta["prepare"]["split_seed"])
+
+    def model(self) -> MobileNetV2:
+        """The network as the run's seed has it, before any weights are loaded."""
+        return build_model(len(self.store.classes), self.run.seed, self.plan, self.options)
+
+    def plan_of(self, model: MobileNetV2) -> Plan:
+        """The plan, worked out for `model` and adjusted to the recipe; what excludes each other is an InputError."""
+        where = f"params.yaml: strategies.{self.run.strategy}"
+        return adjusted(model, build_plan(model, self.plan, self.options), self.recipe, where)
 
     @property
     def key(self) -> str:
@@ -132,8 +142,8 @@ def _train_aside(
     recipe, store, run = prepared.recipe, prepared.store, prepared.run
     configure(recipe)
     accounting.forget_peak_memory(recipe.device)
-    model = models.build(len(store.classes), run.seed)
-    plan = build_plan(model, prepared.plan, prepared.options)
+    model = prepared.model()
+    plan = prepared.plan_of(model)
     rows = audit(model, plan, recipe.lr, recipe.weight_decay)  # raises before anything is trained
     folder = work / "unfinished"
     shutil.rmtree(folder, ignore_errors=True)
@@ -144,6 +154,8 @@ def _train_aside(
     runs.write_csv(folder / runs.AUDIT, rows)
     if plan.initialisation == "pretrained":
         models.load_backbone(model, prepared.backbone_path)
+    if plan.begin is not None:
+        plan.begin(model)
     if module is None:
         move_to_device(model, recipe)
     else:
@@ -152,7 +164,7 @@ def _train_aside(
     feed = Feed(recipe)
     train_batches, val_batches = feed.batches(prepared.train_split()), feed.batches(store.split("val"))
     images = len(train_batches.split)
-    fixed = accounting.worked_out(len(store.classes), plan.phases, recipe, images)
+    fixed = accounting.worked_out(prepared.model, plan.phases, recipe, images)
     provenance = _provenance(recipe)
     shown = progress(run.name, recipe.epochs, images)
     result = fit(
@@ -192,7 +204,7 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
             f"{store.path}: is not the store that {run.name} was trained on; train it again with "
             f"`dvc repro train@{run.dataset}-{run.strategy}-{run.seed}`"
         )
-    model = models.build(len(store.classes), run.seed)
+    model = build_model(len(store.classes), run.seed, record["plan"], record["options"])
     models.load_weights(model, layout.run(run) / runs.MODEL)
     move_to_device(model, recipe)
     seen = predict(model, Feed(recipe).batches(store.split("test")), recipe.precision)
@@ -207,8 +219,7 @@ def run_record(prepared: Prepared) -> dict[str, Any]:
     """The content of run.json: what the run is, and all that its numbers depend on."""
     run, recipe, meta = prepared.run, prepared.recipe, prepared.store.meta
     with torch.device("meta"):
-        shape_only = models.build(len(prepared.store.classes), run.seed)
-    groups = group_names(build_plan(shape_only, prepared.plan, prepared.options))
+        plan = prepared.plan_of(prepared.model())
     return {
         "run_key": prepared.key,
         "fingerprint": prepared.fingerprint,
@@ -224,7 +235,11 @@ def run_record(prepared: Prepared) -> dict[str, Any]:
         "store_digest": prepared.store.digest,
         "backbone": prepared.backbone,
         "classes": meta["classes"],
-        "groups": groups,
+        "groups": group_names(plan),
+        "phases": [
+            {"epochs": [first + 1, end], "groups": [group.name for group in phase.groups]}
+            for phase, first, end in epochs_of(plan, recipe.epochs)
+        ],
         "preprocessing": {
             "short_side": meta["prepare"]["short_side"],
             "image_size": recipe.image_size,

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.models import MobileNetV2
 
+from finetune.averaging import Averaged
+
 Row = dict[str, float | int | None]  # one epoch, keyed as the columns of curves.csv
 
 
@@ -63,11 +65,18 @@ class Progress:
 
 
 class State:
-    """Network, optimizer and progress of a run, as they were saved or as they are at the beginning."""
+    """Network, averaged weights, optimizer and progress of a run, as they were saved or as they are at first."""
 
-    def __init__(self, model: MobileNetV2, device: torch.device, saved: dict[str, Any] | None) -> None:
-        """Takes the network to where it was when `saved` (of `content`) was saved; None: to begin with."""
+    def __init__(
+        self, model: MobileNetV2, device: torch.device, saved: dict[str, Any] | None, ema: float = 0.0
+    ) -> None:
+        """Takes the network to where it was when `saved` (of `content`) was saved; None: to begin with.
+
+        Args:
+            ema: the decay of the averaged weights; 0: there are none.
+        """
         self.model = model
+        self.resumed = saved is not None
         self.progress, self.part = Progress(), Part()
         self.optimizer: torch.optim.Optimizer | None = None
         self._device = device
@@ -76,6 +85,7 @@ class State:
             model.load_state_dict(saved["model"])
             self.progress, self.part = Progress(**saved["progress"]), Part.of(saved["part"], device)
             self._saved_optimizer = saved["optimizer"]
+        self.averaged = Averaged(model, ema, saved["averaged"] if saved else None) if ema else None
 
     @property
     def at(self) -> tuple[int, int]:
@@ -97,7 +107,8 @@ class State:
         self.part = Part()
         if selection == "last" or progress.kept == 0 or _better(row, progress.rows[progress.kept - 1]):
             progress.kept = progress.epoch
-            progress.kept_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            weights = (self.averaged or self.model).state_dict()
+            progress.kept_state = {k: v.detach().cpu().clone() for k, v in weights.items()}
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -106,6 +117,7 @@ class State:
             "progress": vars(self.progress),
             "part": self.part.content(self._device),
             "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else {},
             "optimizer": self.optimizer.state_dict(),
         }
 

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -10,22 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
 from finetune import checkpoint
+from finetune.averaging import Averaged
 from finetune.batches import Batches
 from finetune.checkpoint import Pace, Saver
 from finetune.clock import Clock
 from finetune.device import autocast
 from finetune.errors import InputError
 from finetune.evaluation import predict
+from finetune.feature_cache import Cached, Trained, solved, trained
 from finetune.interruption import Interrupted, held
-from finetune.params import TrainingParams
+from finetune.mixing import correct, loss_of, mixed
+from finetune.optimizers import make_optimizer, set_rates, set_scales
+from finetune.recipe import TrainingParams
 from finetune.schedule import multiplier
 from finetune.state import Part, Progress, Row, State
-from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, trainable
+from finetune.strategies.plan import Penalty, Phase, Plan, batchnorm_layers
+
+__all__ = [
+    "Listener",
+    "Progress",
+    "Row",
+    "epochs_of",
+    "fit",
+    "group_names",
+    "make_optimizer",
+    "set_modes",
+    "train_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -67,60 +83,97 @@ def fit(
         InputError: the loss is not finite; names run, epoch and step.
         Interrupted: the process is to end; what was trained is saved.
     """
-    saved = checkpoint.load(work, fingerprint)
-    state = State(model, train.device, saved)
-    progress = state.progress
-    for listener in listeners if saved else ():
-        listener.resumed(copy.deepcopy(progress.rows), state.at[1])
-    clock = (clock or Clock()).go_on(progress.phase_seconds)
-    saver = Saver(work, fingerprint, state, pace or Pace(), partial(clock.phase, "saving"))
-    stepwise = (*listeners, Listener(step=lambda *_: saver.when_due()))
-    try:
-        for phase, first, end in epochs_of(plan, recipe.epochs):
-            if progress.epoch >= end:
-                continue
-            optimizer = state.begin_phase(make_optimizer(model, phase, recipe), first)
-            for epoch in range(progress.epoch, end):
-                with clock.phase("compute"):
-                    row = {"epoch": epoch + 1} | train_epoch(
-                        model, phase, optimizer, recipe, train, seed, epoch, name, stepwise, clock, state.part
-                    )
-                with clock.phase("evaluation"):
-                    seen = predict(model, val, recipe.precision) if val is not None else None
-                row |= {"val/loss": seen.loss if seen else None, "val/acc": seen.acc if seen else None}
-                if seen is not None and not math.isfinite(seen.loss):
-                    raise InputError(
-                        f"{name}: the validation loss is not finite at epoch {epoch + 1}; lower training.lr"
-                    )
-                row |= dict.fromkeys((f"lr/{group}" for group in group_names(plan)), 0.0)
-                row |= {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
-                with held():
-                    state.end_epoch(row, recipe.selection)
-                if epoch + 1 < recipe.epochs:
-                    saver.when_due()
-                for listener in listeners:
-                    listener.epoch(row)
-    except Interrupted as why:
+    with ExitStack() as entered:
+        # Before a checkpoint is loaded: a penalty may pull towards where the training started from.
+        penalties = [entered.enter_context(phase.penalty(model)) if phase.penalty else None for phase in plan.phases]
+        state = State(model, train.device, checkpoint.load(work, fingerprint), recipe.ema)
+        progress = state.progress
+        for listener in listeners if state.resumed else ():
+            listener.resumed(copy.deepcopy(progress.rows), state.at[1])
+        clock = (clock or Clock()).go_on(progress.phase_seconds)
+        saver = Saver(work, fingerprint, state, pace or Pace(), partial(clock.phase, "saving"))
+        stepwise = (*listeners, Listener(step=lambda *_: saver.when_due()))
         try:
-            if not why.torn:
-                saver.at_last()
-        finally:
-            for listener in listeners:
-                listener.interrupted(why, *saver.at)
-        raise
+            for (phase, first, end), penalty in zip(epochs_of(plan, recipe.epochs), penalties, strict=True):
+                if progress.epoch >= end:
+                    continue
+                with clock.phase("data"):
+                    scene = trained(model, phase, recipe, train, val)
+                optimizer = state.begin_phase(make_optimizer(model, phase, recipe), first)
+                for epoch in range(progress.epoch, end):
+                    with clock.phase("compute"):
+                        step = Step(model, phase, optimizer, recipe, scene.network, penalty, state.averaged)
+                        row: Row = {"epoch": epoch + 1}
+                        row |= train_epoch(step, scene.train, seed, epoch, name, stepwise, clock, state.part)
+                    with clock.phase("evaluation"):
+                        row |= _validated(state, scene, recipe, name)
+                    row |= dict.fromkeys((f"lr/{group}" for group in group_names(plan)), 0.0)
+                    row |= {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
+                    with held():
+                        state.end_epoch(row, recipe.selection)
+                    if epoch + 1 < recipe.epochs:
+                        saver.when_due()
+                    for listener in listeners:
+                        listener.epoch(row)
+        except Interrupted as why:
+            try:
+                if not why.torn:
+                    saver.at_last()
+            finally:
+                for listener in listeners:
+                    listener.interrupted(why, *saver.at)
+            raise
     return progress
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of a phase: forward and backward over its batches, then the optimizer's."""
+
+    model: MobileNetV2
+    phase: Phase
+    optimizer: torch.optim.Optimizer
+    recipe: TrainingParams
+    network: nn.Module | None = None  # what takes the batches, where that is not the whole model
+    penalty: Penalty | None = None
+    averaged: Averaged | None = None
+
+    def __call__(
+        self, batches: Sequence[tuple[Tensor, Tensor]], seed: int, epoch: int, step: int, steps: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """Take step `step` of `steps` in the epoch, both from 0.
+
+        Returns:
+            The sum of the images' losses (nats), how many are told right, how many there are.
+        """
+        recipe, network, losses, right = self.recipe, self.network or self.model, [], []
+        images_in_all = sum(len(labels) for _, labels in batches)
+        set_rates(self.optimizer, recipe.lr * multiplier(recipe.schedule, epoch, step, steps, recipe.epochs))
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, (images, labels) in enumerate(batches, step * recipe.accumulation):
+            seen, targets = mixed(images, labels, recipe, seed, epoch, number)
+            with autocast(labels.device, recipe.precision):
+                # A compiled network is compiled for whole batches.
+                logits = network(seen) if len(labels) == recipe.batch_size else network.forward(seen)
+                loss = loss_of(logits, targets, recipe.label_smoothing)
+            if self.penalty is not None:
+                loss = loss + self.penalty(seen)
+            (loss if len(batches) == 1 else loss * (len(labels) / images_in_all)).backward()
+            losses.append(loss.detach() * len(labels))
+            right.append(correct(logits, targets))
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update(epoch * steps + step + 1)
+        return sum(losses[1:], losses[0]), sum(right[1:], right[0]), images_in_all
+
+
 def train_epoch(
-    model: MobileNetV2,
-    phase: Phase,
-    optimizer: torch.optim.Optimizer,
-    recipe: TrainingParams,
-    train: Batches,
+    step: Step,
+    train: Batches | Cached,
     seed: int,
     epoch: int,
     name: str,
-    listeners: tuple[Listener, ...],
+    listeners: tuple[Listener, ...] = (),
     clock: Clock | None = None,
     part: Part | None = None,
 ) -> Row:
@@ -128,34 +181,48 @@ def train_epoch(
 
     Goes on after the steps of `part`, and adds its own to it.
     """
-    part, steps = part or Part(), train.training_steps()
+    model, phase, recipe = step.model, step.phase, step.recipe
+    if phase.solve is not None:
+        set_rates(step.optimizer, 0.0)
+        return solved(model, phase.solve, recipe, train)
+    part, steps = part or Part(), math.ceil(train.training_steps() / recipe.accumulation)
     done = len(part.losses)
     if done:
         part.restore_generators(train.device)
     else:
+        if phase.scales is not None:
+            set_scales(step.optimizer, phase.scales(model.eval(), train.training(recipe.augmentation, seed, epoch)))
         torch.manual_seed(_epoch_seed(seed, epoch))  # dropout
     set_modes(model, phase)
-    batches = train.training(recipe.augmentation, seed, epoch) if done < steps else iter(())
-    for step, (images, labels) in enumerate(islice((clock or Clock()).waits("data", batches), done, None), done):
+    batches = (clock or Clock()).waits(
+        "data", train.training(recipe.augmentation, seed, epoch, first=done * recipe.accumulation)
+    )
+    for number in range(done, steps):
+        several = tuple(islice(batches, recipe.accumulation))
         with held():
-            set_rates(optimizer, recipe.lr * multiplier(recipe.schedule, epoch, step, steps, recipe.epochs))
-            with autocast(train.device, recipe.precision):
-                logits = model(images) if len(labels) == train.batch_size else model.forward(images)
-                loss = cross_entropy(logits, labels)
-            if phase.penalty is not None:
-                loss = loss + phase.penalty(model)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            part.losses.append(loss.detach() * len(labels))
-            part.correct.append((logits.detach().argmax(1) == labels).sum())
-            part.images += len(labels)
+            loss, right, images = step(several, seed, epoch, number, steps)
+            part.losses.append(loss)
+            part.correct.append(right)
+            part.images += images
         # On a GPU reading the loss waits for the device, so look only now and then.
-        if train.device.type == "cpu" or step % 50 == 49 or step == steps - 1:
+        if train.device.type == "cpu" or number % 50 == 49 or number == steps - 1:
             _check_finite(part.losses, name, epoch)
         for listener in listeners:
-            listener.step(epoch + 1, step + 1, steps)
+            listener.step(epoch + 1, number + 1, steps)
     return {"train/loss": _total(part.losses) / part.images, "train/acc": _total(part.correct) / part.images}
+
+
+def _validated(state: State, scene: Trained, recipe: TrainingParams, name: str) -> Row:
+    """Loss and accuracy of the validation split, by the averaged weights where there are any."""
+    if scene.val is None:
+        return {"val/loss": None, "val/acc": None}
+    with state.averaged.in_place() if state.averaged else nullcontext():
+        seen = predict(scene.network, scene.val, recipe.precision)
+    if not math.isfinite(seen.loss):
+        raise InputError(
+            f"{name}: the validation loss is not finite at epoch {state.progress.epoch + 1}; lower training.lr"
+        )
+    return {"val/loss": seen.loss, "val/acc": seen.acc}
 
 
 def epochs_of(plan: Plan, epochs: int) -> list[tuple[Phase, int, int]]:
@@ -172,36 +239,12 @@ def group_names(plan: Plan) -> list[str]:
     return list(dict.fromkeys(group.name for phase in plan.phases for group in phase.groups))
 
 
-def make_optimizer(model: MobileNetV2, phase: Phase, recipe: TrainingParams) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980) with one parameter group per group of the phase that moves."""
-    parameters = dict(model.named_parameters())
-    moving = trainable(model, phase.groups)
-    groups: list[dict[str, Any]] = []
-    for parameter in parameters.values():
-        parameter.requires_grad_(False)
-    for group in phase.groups:
-        members = [parameters[name].requires_grad_(True) for name in moving[group.name]]
-        if members:
-            groups.append({"params": members, "weight_decay": recipe.weight_decay * group.decay, **_labels(group)})
-    return torch.optim.Adam(groups, lr=recipe.lr, fused=True if recipe.device == "cuda" else None)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group its learning rate of this step: `lr` times the group's scale."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-
-
 def set_modes(model: MobileNetV2, phase: Phase) -> None:
     """Training mode, but for the BatchNorm layers whose policy is to use their running statistics."""
     model.train()
     policy = {name: group.batchnorm for group in phase.groups for name in group.tensors}
     for name, layer in batchnorm_layers(model).items():
         layer.train(policy[f"{name}.weight"] == "train")
-
-
-def _labels(group: Group) -> dict[str, Any]:
-    return {"name": group.name, "lr_scale": group.lr_scale}
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

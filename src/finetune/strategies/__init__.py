@@ -7,11 +7,17 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from finetune.errors import InputError, suggest
 
-_MACHINERY = {"plan"}
+if TYPE_CHECKING:
+    from torchvision.models import MobileNetV2
+
+    from finetune.strategies.plan import Plan
+
+_MACHINERY = {"adjustments", "plan"}
 
 
 def names() -> list[str]:
@@ -37,7 +43,7 @@ def check_options(variant: str, plan: str, options: Mapping[str, Any]) -> None:
         InputError: an option that the plan does not have, or a value of another type.
     """
     check_name(plan, variant)
-    function = importlib.import_module(f"finetune.strategies.{plan}").plan
+    function = _module(plan).plan
     known = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     types = get_type_hints(function)
     for name, value in options.items():
@@ -51,9 +57,27 @@ def check_options(variant: str, plan: str, options: Mapping[str, Any]) -> None:
             )
 
 
-def build_plan(model: Any, plan: str, options: Mapping[str, Any]) -> Any:
-    """Work the plan out for `model`: a `finetune.strategies.plan.Plan`."""
-    return importlib.import_module(f"finetune.strategies.{plan}").plan(model, **options)
+def build_model(classes: int, seed: int, plan: str, options: Mapping[str, Any]) -> "MobileNetV2":
+    """The network that a plan trains: `model.build`'s, with what the plan adds to it, seeded alike."""
+    import torch
+
+    from finetune.model import build
+
+    model = build(classes, seed)
+    if adapt := getattr(_module(plan), "adapt", None):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapt(model, **options)
+    return model
+
+
+def build_plan(model: "MobileNetV2", plan: str, options: Mapping[str, Any]) -> "Plan":
+    """Work the plan out for `model`, of `build_model`."""
+    return _module(plan).plan(model, **options)
+
+
+def _module(plan: str) -> ModuleType:
+    return importlib.import_module(f"finetune.strategies.{plan}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

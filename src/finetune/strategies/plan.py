@@ -1,6 +1,7 @@
 """What a strategy is: an initialisation and phases of parameter groups, and the audit that nothing is left out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,21 +31,39 @@ class Group:
     batchnorm: BatchNormPolicy = "train"
 
 
+Penalty = Callable[[Tensor], Tensor]  # the batch's images, as the network has just seen them -> a scalar
+Solution = tuple[Tensor, Tensor]  # the head's weight, classes x features, and bias, classes
+
+
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the schedule with fixed groups."""
+    """A stretch of the schedule with fixed groups.
+
+    `penalty` is entered with the network as the run starts from it, also where the run goes on from a checkpoint, and
+    gives what is added to the loss of each batch: it may keep the start's weights, and hooks that see activations.
+    `scales` measures the groups' learning-rate scales anew when an epoch begins, from the network in evaluation mode
+    and the epoch's batches. `solve` finds the head at once, from features (images x features), labels and weight decay.
+    """
 
     groups: tuple[Group, ...]
     share: float = 1.0  # of the run's epochs; the shares of a plan add up to 1
-    penalty: Callable[[MobileNetV2], Tensor] | None = None  # added to the loss
+    penalty: Callable[[MobileNetV2], AbstractContextManager[Penalty]] | None = None
+    scales: Callable[[MobileNetV2, Iterator[tuple[Tensor, Tensor]]], Mapping[str, float]] | None = None
+    solve: Callable[[Tensor, Tensor, float], Solution] | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A strategy, worked out for one model."""
+    """A strategy, worked out for one model.
+
+    A plan that adds to the network has a function `adapt(model, **options)` in its file, which is called right after
+    the network is built, for training and for use alike; `begin` then readies what was added, once the network holds
+    the weights that the run starts from.
+    """
 
     initialisation: Literal["pretrained", "random"]
     phases: tuple[Phase, ...]
+    begin: Callable[[MobileNetV2], None] | None = None
 
 
 def tensors_of(model: MobileNetV2, blocks: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,92 @@
+"""What the recipe may change about any plan (BatchNorm, a first phase of the head alone), and what it may not."""
+
+from dataclasses import replace
+
+from torchvision.models import MobileNetV2
+
+from finetune.errors import InputError
+from finetune.recipe import TrainingParams
+from finetune.strategies.plan import Group, Phase, Plan, check_coverage, tensors_of, trainable
+
+
+def adjusted(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str = "training") -> Plan:
+    """The plan as the recipe's `bn` and `freeze_epochs` have it.
+
+    Args:
+        where: what to call the recipe in a message.
+
+    Raises:
+        InputError: the plan and the recipe exclude each other; says why.
+    """
+    if recipe.bn is not None:
+        plan = _with_batchnorm(model, plan, recipe, where)
+    if recipe.freeze_epochs:
+        plan = _head_first(model, plan, recipe, where)
+    _check(plan, recipe, where)
+    return plan
+
+
+def _with_batchnorm(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str) -> Plan:
+    """Every group that is trained under the recipe's BatchNorm policy."""
+    assert recipe.bn is not None
+    if plan.initialisation == "random" and recipe.bn != "train":
+        raise InputError(
+            f"{where}: bn: {recipe.bn} uses the pretrained running statistics, and this strategy starts from random "
+            "weights, which have none; use bn: train"
+        )
+    phases = []
+    for phase in plan.phases:
+        groups = tuple(group if group.frozen else replace(group, batchnorm=recipe.bn) for group in phase.groups)
+        before, after = trainable(model, phase.groups), trainable(model, groups)
+        if idle := [name for name in before if before[name] and not after[name]]:
+            raise InputError(
+                f"{where}: bn: {recipe.bn} leaves the strategy's group '{idle[0]}' nothing to train, as it holds "
+                "BatchNorm weights and biases alone; use bn: affine_only or train"
+            )
+        phases.append(replace(phase, groups=groups))
+    return replace(plan, phases=tuple(phases))
+
+
+def _head_first(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str) -> Plan:
+    """A first phase that trains the head as the plan's first phase does, and nothing else."""
+    if plan.initialisation == "random":
+        raise InputError(
+            f"{where}: freeze_epochs: {recipe.freeze_epochs} would train a head on random features, as this strategy "
+            "starts from random weights; use freeze_epochs: 0"
+        )
+    owner = check_coverage(model, plan.phases[0].groups)
+    head = tensors_of(model, ["classifier"])
+    others = tuple(name for name in owner if name not in head)
+    first = owner[head[0]]
+    groups = (
+        Group("head_first", head, first.lr_scale, first.decay),
+        Group("waiting", others, frozen=True, batchnorm="eval"),
+    )
+    share = recipe.freeze_epochs / recipe.epochs
+    later = tuple(replace(phase, share=phase.share * (1 - share)) for phase in plan.phases)
+    return replace(plan, phases=(Phase(groups, share), *later))
+
+
+def _check(plan: Plan, recipe: TrainingParams, where: str) -> None:
+    done = 0.0
+    for number, phase in enumerate(plan.phases, 1):
+        if round((done + phase.share) * recipe.epochs) <= round(done * recipe.epochs):
+            raise InputError(
+                f"{where}: epochs: {recipe.epochs} leaves none for phase {number} of the strategy's "
+                f"{len(plan.phases)}; give the run more epochs, or the strategy fewer phases"
+            )
+        done += phase.share
+    if recipe.compile != "none" and any(phase.penalty is not None for phase in plan.phases):
+        raise InputError(
+            f"{where}: compile: {recipe.compile}: this strategy's penalty looks at what the network computes inside, "
+            "which a compiled one does not show; use compile: none"
+        )
+    if any(phase.solve is not None for phase in plan.phases):
+        found = {"epochs": recipe.epochs, "augmentation": recipe.augmentation.name, "mixup": recipe.mixup}
+        found |= {"cutmix": recipe.cutmix, "label_smoothing": recipe.label_smoothing, "ema": recipe.ema}
+        for key, wanted in {"epochs": 1, "augmentation": "none"}.items() | dict.fromkeys(list(found)[2:], 0).items():
+            if found[key] != wanted:
+                raise InputError(
+                    f"{where}: {key}: {found[key]}: this strategy solves the head at once, on the images as they are; "
+                    f"give its training {key} {wanted}"
+                )
