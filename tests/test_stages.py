@@ -405,3 +405,16 @@ def test_evaluating_on_cuda_is_refused_where_there_is_none(used: Layout, monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="device cuda"):
         stages.evaluate(used, RUN, device="cuda")
+
+
+# Strategies against recipes
+
+
+def test_every_strategy_is_checked_under_every_data_sets_recipe(tiny: dict[str, Any]) -> None:
+    stages.check_strategies(params.parse(tiny))
+    tiny["strategies"]["from_scratch"] = {"training": {"bn": "eval"}}
+    with pytest.raises(InputError, match=r"^params.yaml: strategies.from_scratch on toy: bn: eval uses the pretrained"):
+        stages.check_strategies(params.parse(tiny))
+    tiny["strategies"]["from_scratch"] = {"last_blocks": 3}
+    with pytest.raises(InputError, match=r"strategies.from_scratch: plan from_scratch has no option 'last_blocks'"):
+        stages.check_strategies(params.parse(tiny))

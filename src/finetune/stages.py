@@ -83,6 +83,26 @@ def resolve(params: Params, layout: Layout, run: Run, device: str | None = None)
     return Prepared(run, plan, options, recipe, store, fraction, backbone, layout.backbone, print_)
 
 
+def check_strategies(params: Params) -> None:
+    """Work out every strategy of the study under every data set's recipe, on shapes alone.
+
+    Raises:
+        InputError: an option is not the plan's, its parameter groups are not total, or plan and recipe exclude each
+            other.
+    """
+    for strategy in params.study.strategies:
+        plan, options = params.plan_for(strategy), params.strategies[strategy].options
+        check_options(strategy, plan, options)
+        with torch.device("meta"):
+            model = build_model(2, 0, plan, options)
+        for dataset in params.study.datasets:
+            recipe = params.training_for(dataset, strategy)
+            where = f"params.yaml: strategies.{strategy} on {dataset}"
+            audit(
+                model, adjusted(model, build_plan(model, plan, options), recipe, where), recipe.lr, recipe.weight_decay
+            )
+
+
 def train(
     prepared: Prepared,
     layout: Layout,

@@ -67,7 +67,9 @@ def _head_start(params: Params, layout: Layout, say: Say) -> None:
     if len(cells) < 2:
         return
     from finetune.device import resolve_device  # PyTorch is needed only now
+    from finetune.stages import check_strategies
 
+    check_strategies(params)  # before the first of them is trained
     if all(resolve_device(recipe.device) == "cpu" for recipe in recipes):
         side_by_side.train(cells, at_once, layout.root, command, environment, say)
 
