@@ -5,6 +5,8 @@ from torchvision.models import MobileNetV2
 from finetune.model import BLOCKS
 from finetune.strategies.plan import Group, Phase, Plan, tensors_of
 
+PAPER = ""
+
 
 def plan(model: MobileNetV2) -> Plan:
     """The seed report's "same lr": Adam over all parameters, weight decay on all."""
