@@ -13,6 +13,15 @@ PLANS: dict[str, dict[str, Any]] = {
     "separate_lr_as_published": {"plan": "separate_lr", "last_scale": 0.4, "decay": False}
 }
 
+_TENSORS = (("features.0.0.weight", 864), ("features.0.1.weight", 32), ("features.0.1.bias", 32))
+AUDIT: list[dict[str, Any]] = [  # of a network of a stem and a head, all of which is trained
+    {"phase": 0, "tensor": tensor, "kind": "parameter", "numel": numel, "block": block, "group": "all"}
+    | {"lr": 1e-3, "weight_decay": 1e-4, "frozen": False, "batchnorm": "train"}
+    for block, tensors in (("features.0", _TENSORS), ("classifier", (("classifier.1.weight", 3840),)))
+    for tensor, numel in tensors
+]
+AUDIT.append(AUDIT[1] | {"tensor": "features.0.1.running_mean", "kind": "buffer", "lr": 0.0, "weight_decay": 0.0})
+
 
 def make_params(
     strategies: tuple[str, ...] = ("same_lr", "separate_lr"),
@@ -61,8 +70,10 @@ def write_run(
     folder, evaluation = layout.run(run), layout.evaluation(run)
     key = key or f"key-of-{run.name.replace('/', '-')}"
     images = {"train": 40, "val": 20} if val is not None else {"train": 40}
-    runs.write_json(folder / runs.RUN, {"run_key": key, "classes": ["a", "b", "c"], "images": images})
-    runs.write_csv(folder / runs.AUDIT, [{"phase": 0, "tensor": "classifier.1.weight"}])
+    training = {"lr": 1e-3, "epochs": 2}
+    record = {"run_key": key, "classes": ["a", "b", "c"], "images": images, "training": training}
+    runs.write_json(folder / runs.RUN, record)
+    runs.write_csv(folder / runs.AUDIT, AUDIT)
     epochs = [
         {
             "epoch": epoch,

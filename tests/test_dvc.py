@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from mlflow import MlflowClient
 
-from dvc_checkout import Checkout
+from dvc_checkout import ROOT, Checkout
+from finetune import figures
 
 pytestmark = pytest.mark.dvc
 
@@ -61,6 +63,14 @@ def test_plots_show_draws_every_run(checkout: Checkout) -> None:
     for dataset in ("cifar10", "cub200"):
         for strategy in ("same_lr", "slow", "from_scratch"):
             assert f'"dataset": "{dataset}", "strategy": "{strategy}", "seed": "0"' in page
+
+
+def test_plots_show_strategies_in_the_reports_colours() -> None:
+    template = json.loads((ROOT / ".dvc" / "plots" / "curves.json").read_text())
+    colour = template["spec"]["encoding"]["color"]
+    assert "sort" in colour and colour["sort"] is None  # as the curves come, which is the study's order
+    four = ("same_lr", "separate_lr", "separate_lr_as_published", "from_scratch")
+    assert colour["scale"]["range"][:4] == [style.colour for style in figures.styles(four).values()]
 
 
 def test_editing_a_strategys_options_reruns_its_own_runs(checkout: Checkout) -> None:
@@ -120,9 +130,21 @@ def test_two_trainings_run_at_once(checkout: Checkout) -> None:
 
 def test_exp_run_sets_a_parameter_and_keeps_the_workspaces_mlflow_runs(checkout: Checkout) -> None:
     checkout.commit()
+    before = tracked(checkout)
     output = checkout.dvc("exp", "run", "--temp", "-S", "training.epochs=1", "-S", "study.datasets=[cifar10]")
     assert "Ran experiment" in output
     assert not list((checkout.root / ".dvc" / "tmp" / "exps").glob("**/mlflow.db"))
+    after = tracked(checkout)
+    assert {run: after[run] for run in before} == before
+    added = [after[run] for run in after.keys() - before.keys()]
+    assert sorted(added) == [("cifar10/from_scratch/0", "false"), ("cifar10/same_lr/0", "false")]
+
+
+def tracked(checkout: Checkout) -> dict[str, tuple[str, str]]:
+    """Every run in MLflow by its id: name, and whether it is current."""
+    client = MlflowClient(f"sqlite:///{checkout.root / 'mlflow.db'}")
+    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return {run.info.run_id: (run.info.run_name or "", run.data.tags["current"]) for run in found}
 
 
 def test_a_store_whose_archives_are_missing_names_the_pull(checkout: Checkout) -> None:

@@ -52,6 +52,15 @@ def test_the_first_eight_strategies_differ_in_colour_and_in_marker():
     assert len({style.colour for style in styles}) == len({style.marker for style in styles}) == 8
 
 
+def test_markers_of_one_colour_are_not_alike():
+    alike = [set("oh8H"), set("Dd"), set("P+"), set("Xx")]
+    markers: dict[str, set[str]] = {}
+    for style in figures.styles([f"strategy {i}" for i in range(24)]).values():
+        markers.setdefault(style.colour, set()).add(style.marker)
+    assert all(len(own) == 3 for own in markers.values())
+    assert not [own for own in markers.values() for family in alike if len(own & family) > 1]
+
+
 def test_the_four_of_the_original_report_differ_in_greyscale():
     names = ["same_lr", "separate_lr", "separate_lr_as_published", "from_scratch"]
     pixels = [
@@ -97,6 +106,38 @@ def test_seeds_that_differ_leave_a_band(tmp_path):
     assert near[1] > near[0] + 1000
 
 
+def _many(n, val=0.5):
+    names = [f"strategy {i}" for i in range(n)]
+    return [row for name in names for row in _rows(strategy=name, val=val)], figures.styles(names)
+
+
+def test_more_than_eight_strategies_are_shared_out_to_panels(tmp_path):
+    for n in (8, 9):
+        rows, looks = _many(n)
+        figures.curves(rows, "acc", looks, TITLES, tmp_path / f"{n}.png")
+    eight, nine = (Image.open(tmp_path / f"{n}.png") for n in (8, 9))
+    assert nine.width > 1.2 * eight.width
+
+
+@pytest.mark.parametrize("val", [0.5, None])
+def test_behind_a_part_are_the_others_in_grey(tmp_path, val):
+    rows, looks = _many(9, val)
+    figures.curves(rows, "acc", looks, TITLES, tmp_path / "nine.png")
+    figures.curves(rows[: 8 * 4], "acc", looks, TITLES, tmp_path / "eight.png")
+    grey = (221, 221, 221)
+    assert _share(tmp_path / "eight.png", grey) < _share(tmp_path / "nine.png", grey)
+
+
+@pytest.mark.parametrize(("strategy", "left"), [("strategy 3", True), ("strategy 4", False)])  # four and five
+def test_each_strategy_is_in_colour_in_one_part(tmp_path, strategy, left):
+    rows, looks = _many(9)
+    looks = {name: figures.Style("#004488" if name == strategy else "#000000", "o") for name in looks}
+    figures.curves(rows, "acc", looks, TITLES, tmp_path / "parts.png")
+    image = np.asarray(Image.open(tmp_path / "parts.png").convert("RGB"))
+    columns = np.nonzero((image == BLUE).all(axis=2))[1]
+    assert (columns < image.shape[1] / 2).all() if left else (columns > image.shape[1] / 2).all()
+
+
 def test_a_picture_needs_data(tmp_path):
     with pytest.raises(AssertionError):
         figures.curves([], "acc", LOOKS, TITLES, tmp_path / "none.png")
@@ -114,13 +155,6 @@ def test_run_curves_with_an_empty_validation(tmp_path):
         epochs = [{"epoch": 1.0, "train/acc": 0.5, "train/loss": 1.0, "val/acc": val, "val/loss": val}]
         figures.run_curves(epochs, "toy", tmp_path / name)
     assert 0 < _share(tmp_path / "without.png", BLUE) < _share(tmp_path / "with.png", BLUE)
-
-
-def test_strategy_dots_draw_every_strategy(tmp_path):
-    rows = [{"dataset": "toy", "strategy": strategy, "test": {"values": [0.5, 0.7], "mean": 0.6}} for strategy in LOOKS]
-    figures.strategy_dots(rows, LOOKS, TITLES, tmp_path / "both.png")
-    figures.strategy_dots(rows[1:], LOOKS, TITLES, tmp_path / "scratch.png")
-    assert _share(tmp_path / "both.png", BLUE) > 0 == _share(tmp_path / "scratch.png", BLUE)
 
 
 def _confusion(tmp_path, labels, predictions, classes):

@@ -111,14 +111,31 @@ def test_other_runs_of_the_study_stay_current(there: Experiment) -> None:
     assert run_of(there, other).data.tags["current"] == "true"
 
 
+@pytest.fixture
+def in_experiment(there: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Goes where a temporary experiment of DVC's runs its stages; DVC_ROOT stays the workspace there."""
+    folder = tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "x"
+    folder.mkdir(parents=True)
+    return lambda: monkeypatch.chdir(folder)
+
+
 def test_a_temporary_experiment_of_dvcs_leaves_the_workspaces_run_current(
-    there: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: Experiment, in_experiment: Callable[[], None]
 ) -> None:
     train(RECORD, epochs())
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / ".dvc" / "tmp" / "exps" / "x"))
+    in_experiment()
     train(RETRAINED, epochs())
     assert run_of(there, RECORD).data.tags["current"] == "true"
     assert run_of(there, RETRAINED).data.tags["current"] == "false"
+
+
+def test_a_temporary_experiment_that_repeats_the_workspaces_training_leaves_its_run_current(
+    there: Experiment, in_experiment: Callable[[], None]
+) -> None:
+    train(RECORD, epochs())
+    in_experiment()
+    train(RECORD, epochs())
+    assert run_of(there, RECORD).data.tags["current"] == "true"
 
 
 @pytest.fixture

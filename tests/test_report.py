@@ -7,7 +7,7 @@ from finetune.comparison import compare
 from finetune.errors import InputError
 from finetune.study import Layout, Run
 from small_store import store_of
-from synthetic_study import make_params, older, write_run, write_toy_study
+from synthetic_study import make_params, write_run, write_toy_study
 
 
 def _report(root, params):
@@ -47,6 +47,7 @@ def test_the_sections_stand_as_in_the_original(full):
     assert re.findall(r"^##? .*", text, re.M) == [
         "# Fine-tuning report: synthetic",
         "## Settings",
+        "## Strategies",
         "## Results (best fine-tuning strategy)",
         "## Strategy Compare",
         "## Cost",
@@ -82,40 +83,10 @@ def test_every_strategy_is_compared_with_the_baseline(toy):
     assert "| toy | `separate_lr` | 2 | +12.50 ± 10.61 | +15.00 ± 7.07 | -48.53 to +78.53 | 2 : 1 | 1.000 |" in toy
 
 
-def test_costs_are_listed_per_strategy(toy):
-    assert "| toy | `same_lr` | 2 | 12 ± 3 | 7 ± 2 | 300 ± 0 | 2.00 | 2.50 | 120 | 600 |" in _section(toy, "## Cost")
-
-
-def test_a_runs_seconds_are_listed_by_phase(toy):
-    # a tenth, seven tenths and two tenths of 10 and 14
-    row = "| toy | `same_lr` | 2 | 4.0 ± 0.0 | 1.2 ± 0.3 | 8.4 ± 2.0 | 2.4 ± 0.6 | 0.2 ± 0.0 |"
-    assert row in _section(toy, "## Cost")
-
-
-def test_what_older_runs_did_not_record_is_a_dash(tmp_path):
-    params = _one_run_each(tmp_path)
-    older(tmp_path, Run("toy", "same_lr", 0))
-    cost = _section(_report(tmp_path, params), "## Cost")
-    assert "| toy | `same_lr` | 1 | 10 | 8 | 300 | 2.00 | 2.50 | – | – |" in cost
-    assert "| toy | `same_lr` | 1 | – | – | – | – | – |" in cost
-
-
-def test_settings_name_a_strategys_own_options(full):
-    settings = _section((full / "report/report.md").read_text(), "## Settings")
-    assert "| `separate_lr_as_published` | `separate_lr` | last_scale: 0.4, decay: False |" in settings
-
-
-def test_settings_tell_sizes_and_recipe(toy):
-    settings = _section(toy, "## Settings")
-    assert "| toy | 3 | 40 | 20 | 10 |" in settings
-    recipe = "| toy | exponential, 0.9 an epoch | random_resized_crop | best | 224 | 40 | 64 | 0.001 | 0.0001 |"
-    assert recipe in settings
-
-
 def test_every_picture_shown_exists_and_none_is_left_over(full):
     shown = set(re.findall(r"\]\((.*?\.png)\)", (full / "report/report.md").read_text()))
     assert shown == {path.name for path in (full / "report").glob("*.png")}
-    assert "curves-food101-accuracy.png" in shown
+    assert {"curves-food101-accuracy.png", "strategy-from_scratch.png", "accuracy-over-cost.png"} <= shown
 
 
 def test_the_page_has_every_picture_inside(full):

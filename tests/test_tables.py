@@ -59,6 +59,20 @@ def test_count():
     assert [tables.count(spread(values)) for values in ([12.3], [10.0, 14.0])] == ["12", "12 ± 3"]
 
 
+def test_ratio():
+    assert [tables.ratio(value) for value in (None, 0.0049, 0.005, 1.0, 2.345)] == [
+        "–",
+        "< 0.01",
+        "0.01",
+        "1.00",
+        "2.35",
+    ]
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    assert tables.aligned([("a", "bbb", "c"), ("dd", "e", "")], right=(1,)) == ["a   bbb  c", "dd    e"]
+
+
 def test_p_value():
     assert [tables.p_value(p) for p in (0.0004, 0.0314, 1.0)] == ["< 0.001", "0.031", "1.000"]
 

@@ -3,36 +3,26 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune import datasets, published, runs, study
-from finetune.clock import PHASES
+from finetune import audits, datasets, evaluated_runs, published, runs, study
+from finetune.comparison_cost import cost_of, relative_to
 from finetune.errors import InputError
+from finetune.evaluated_runs import Record, require_one_test_split
 from finetune.params import Params
-from finetune.spread import accuracy, difference, per_image, spread
+from finetune.spread import accuracy, difference, per_image
 from finetune.study import Layout, Run
 from finetune.tables import flat, table
 
 __all__ = ["compare", "read", "require_study", "row_of", "table", "write"]
 
 # What `write` puts into its folder.
-COMPARISON, TABLE, METRICS, CURVES = "comparison.json", "comparison.csv", "metrics.json", "curves.csv"
+COMPARISON, TABLE, METRICS = "comparison.json", "comparison.csv", "metrics.json"
+CURVES, AUDITS = "curves.csv", "audits.csv"
 CURVE_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")
-
-
-@dataclass(frozen=True)
-class _Record:
-    """One run of the study with its evaluation."""
-
-    run: Run
-    folder: runs.RunFolder
-    test: Mapping[str, Any]
-    labels: np.ndarray  # int, one per test image, official order
-    correct: np.ndarray  # bool, the same
 
 
 def compare(params: Params, layout: Layout) -> dict[str, Any]:
@@ -45,22 +35,21 @@ def compare(params: Params, layout: Layout) -> dict[str, Any]:
             strategy by mean validation top-1 over seeds (ties to fewer trainable parameters, then fewer seconds), then
             the seed of the best validation top-1; None without a validation split
         rows: per data set and strategy val and test (`accuracy`), to_baseline (`difference` of val and of test, paired
-            by seed, and `per_image`; None for the baseline itself) and cost; of that what a run's cost.json of an
-            earlier version lacks is None
+            by seed, and `per_image`; None for the baseline itself) and cost (`cost_of` and, in `relative`,
+            `relative_to` the baseline's)
         runs: per run its run_key, kept epoch, metrics and costs
         curves: per run and epoch the loss (nats) and accuracy of train and validation
+        audits: what each strategy trains, `audits.by_block` of its run of the first data set and seed
 
     Raises:
         InputError: a run or evaluation of the study is missing, or does not belong to the others.
     """
-    listed = study.runs(params)
-    _require_all(listed, layout)
-    records = [_read(run, layout) for run in listed]
+    records = evaluated_runs.read(study.runs(params), layout)
     sets, rows = {}, []
     for dataset in params.study.datasets:
         of_set = [record for record in records if record.run.dataset == dataset]
         groups = {s: [r for r in of_set if r.run.strategy == s] for s in params.study.strategies}
-        _require_one_test_split(of_set)
+        require_one_test_split(of_set)
         set_rows = [_row(params, group, groups[params.study.baseline]) for group in groups.values()]
         rows += set_rows
         sets[dataset] = _dataset(params, dataset, of_set) | {"winner": _winner(set_rows, of_set)}
@@ -70,14 +59,17 @@ def compare(params: Params, layout: Layout) -> dict[str, Any]:
         "rows": rows,
         "runs": [_run(record) for record in records],
         "curves": [_curve_row(record.run, epoch) for record in records for epoch in record.folder.curves],
+        "audits": [row for record in records if _is_first(record.run, params) for row in _audit_rows(record)],
     }
 
 
 def write(comparison: Mapping[str, Any], folder: Path) -> None:
-    """Write comparison.json, the flat comparison.csv, metrics.json for `dvc metrics` and curves.csv for `dvc plots`."""
-    runs.write_json(folder / COMPARISON, {k: v for k, v in comparison.items() if k != "curves"})
+    """Write comparison.json, the flat comparison.csv, metrics.json for `dvc metrics`, curves.csv for `dvc plots`, and
+    audits.csv for the report's pictures of the strategies."""
+    runs.write_json(folder / COMPARISON, {k: v for k, v in comparison.items() if k not in ("curves", "audits")})
     runs.write_csv(folder / TABLE, [flat(row) for row in comparison["rows"]])
     runs.write_csv(folder / CURVES, comparison["curves"])
+    runs.write_csv(folder / AUDITS, comparison["audits"])
     metrics: dict[str, dict[str, Any]] = {}
     for row in comparison["rows"]:
         means = {split: row[split]["mean"] for split in ("val", "test") if row[split]}
@@ -98,6 +90,9 @@ def read(folder: Path) -> dict[str, Any]:
         | {k: float(row[k]) if row[k] else None for k in CURVE_METRICS}
         for row in runs.read_csv(folder / CURVES)
     ]
+    comparison["audits"] = [
+        {"strategy": row["strategy"], **audits.typed(row)} for row in runs.read_csv(folder / AUDITS)
+    ]
     return comparison
 
 
@@ -117,52 +112,10 @@ def row_of(comparison: Mapping[str, Any], dataset: str, strategy: str) -> Mappin
     return next(row for row in comparison["rows"] if (row["dataset"], row["strategy"]) == (dataset, strategy))
 
 
-def _require_all(listed: Sequence[Run], layout: Layout) -> None:
-    missing = []
-    for run in listed:
-        files = [layout.run(run) / name for name in runs.FILES]
-        files += [layout.evaluation(run) / name for name in (runs.METRICS, runs.PREDICTIONS)]
-        missing += [path for path in files if not path.is_file()][:1]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of the {len(listed)} runs that the study lists are missing or not evaluated (the first: "
-            f"no {missing[0].relative_to(layout.root)}); make them with `dvc repro`"
-        )
-
-
-def _read(run: Run, layout: Layout) -> _Record:
-    folder = runs.read(layout.run(run))
-    where = layout.evaluation(run)
-    metrics = runs.read_json(where / runs.METRICS)
-    if metrics["run_key"] != folder.run["run_key"]:
-        raise InputError(
-            f"{where / runs.METRICS}: evaluates run {metrics['run_key']}, but the run folder holds "
-            f"{folder.run['run_key']}; evaluate it again with `dvc repro`"
-        )
-    rows = runs.read_csv(where / runs.PREDICTIONS)
-    pairs = np.array([(int(row["label"]), int(row["prediction"])) for row in rows]).reshape(-1, 2)
-    if len(pairs) != metrics["test"]["images"]:
-        raise InputError(
-            f"{where / runs.PREDICTIONS}: found {len(pairs)} predictions, expected {metrics['test']['images']} as "
-            f"{runs.METRICS} says; evaluate the run again with `dvc repro -f`"
-        )
-    return _Record(run, folder, metrics["test"], pairs[:, 0], pairs[:, 0] == pairs[:, 1])
-
-
-def _require_one_test_split(records: Sequence[_Record]) -> None:
-    first = records[0]
-    for record in records[1:]:
-        if not np.array_equal(record.labels, first.labels):
-            raise InputError(
-                f"evaluations of {record.run.name} and {first.run.name} saw different test images; make both again "
-                "with `dvc repro`"
-            )
-
-
-def _row(params: Params, group: Sequence[_Record], baseline: Sequence[_Record]) -> dict[str, Any]:
+def _row(params: Params, group: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
     dataset, strategy = group[0].run.dataset, group[0].run.strategy
     figures = {split: _accuracy(group, split) for split in ("val", "test")}
-    to_baseline = None
+    to_baseline, cost = None, cost_of([r.folder.cost for r in group])
     if strategy != params.study.baseline:
         to_baseline = {split: difference(figures[split], _accuracy(baseline, split)) for split in figures}
         to_baseline["per_image"] = per_image(*(np.stack([r.correct for r in side]) for side in (group, baseline)))
@@ -173,11 +126,11 @@ def _row(params: Params, group: Sequence[_Record], baseline: Sequence[_Record]) 
         "seeds": [r.run.seed for r in group],
         **figures,
         "to_baseline": to_baseline,
-        "cost": _cost(group),
+        "cost": cost | {"relative": relative_to(cost_of([r.folder.cost for r in baseline]), cost)},
     }
 
 
-def _accuracy(group: Sequence[_Record], split: str) -> dict[str, Any] | None:
+def _accuracy(group: Sequence[Record], split: str) -> dict[str, Any] | None:
     if split == "test":
         return accuracy([r.test["acc"] for r in group], group[0].test["images"])
     if any("val" not in r.folder.metrics for r in group):
@@ -185,26 +138,7 @@ def _accuracy(group: Sequence[_Record], split: str) -> dict[str, Any] | None:
     return accuracy([r.folder.metrics["val"]["acc"] for r in group], group[0].folder.run["images"]["val"])
 
 
-def _cost(group: Sequence[_Record]) -> dict[str, Any]:
-    costs = [record.folder.cost for record in group]
-
-    def over_seeds(key: str, unit: float = 1.0) -> dict[str, Any]:
-        return spread([cost[key] / unit for cost in costs])
-
-    newer = all("flops_per_image" in cost for cost in costs)  # than when costs were not yet counted by phase
-    return {
-        "seconds": over_seeds("seconds"),
-        **{f"{phase}_seconds": over_seeds(f"{phase}_seconds") if newer else None for phase in PHASES},
-        "images_per_second": over_seeds("images_per_second"),
-        "peak_memory_mb": over_seeds("peak_memory_bytes", 1e6),
-        "activation_mb": costs[0]["activation_bytes"] / 1e6 if newer else None,
-        "flops_per_image": costs[0]["flops_per_image"] if newer else None,
-        "trainable_parameters": costs[0]["trainable_parameters"],
-        "total_parameters": costs[0]["total_parameters"],
-    }
-
-
-def _dataset(params: Params, name: str, records: Sequence[_Record]) -> dict[str, Any]:
+def _dataset(params: Params, name: str, records: Sequence[Record]) -> dict[str, Any]:
     record, original = records[0], published.ORIGINAL.get(name)
     stores = {one.folder.run.get("store_digest") for one in records}
     return {
@@ -217,7 +151,7 @@ def _dataset(params: Params, name: str, records: Sequence[_Record]) -> dict[str,
     }
 
 
-def _winner(rows: Sequence[Mapping[str, Any]], records: Sequence[_Record]) -> dict[str, Any] | None:
+def _winner(rows: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> dict[str, Any] | None:
     if any(row["val"] is None for row in rows):
         return None
 
@@ -238,7 +172,7 @@ def _winner(rows: Sequence[Mapping[str, Any]], records: Sequence[_Record]) -> di
     }
 
 
-def _run(record: _Record) -> dict[str, Any]:
+def _run(record: Record) -> dict[str, Any]:
     metrics = record.folder.metrics
     return {
         "run_key": record.folder.run["run_key"],
@@ -254,6 +188,16 @@ def _run(record: _Record) -> dict[str, Any]:
 def _curve_row(run: Run, epoch: Mapping[str, float]) -> dict[str, Any]:
     values = {key: None if math.isnan(epoch[key]) else epoch[key] for key in CURVE_METRICS}
     return {**dataclasses.asdict(run), "epoch": int(epoch["epoch"]), **values}
+
+
+def _is_first(run: Run, params: Params) -> bool:
+    return (run.dataset, run.seed) == (params.study.datasets[0], params.study.seeds[0])
+
+
+def _audit_rows(record: Record) -> list[dict[str, Any]]:
+    run, audit = record.folder.run, record.folder.audit
+    rows = audits.by_block(audit, run["training"]["lr"], audits.phases_of(run, audit))
+    return [{"strategy": record.run.strategy, **row} for row in rows]
 
 
 def _listed(value: Any) -> str:

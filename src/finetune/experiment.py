@@ -102,6 +102,8 @@ class Experiment:
         from mlflow.entities import Param, RunTag
 
         tags = {**self.tags(run), **more_tags}
+        if self.aside and not self.side and "current" in there.data.tags:
+            del tags["current"]  # a temporary experiment that repeats the workspace's training leaves its run current
         lacking_tags = [RunTag(k, v) for k, v in tags.items() if there.data.tags.get(k) != v]
         lacking = [Param(k, v) for k, v in parameters(run).items() if k not in there.data.params]
         if lacking_tags or lacking:
@@ -174,8 +176,11 @@ def open_experiment(root: Path, study: str) -> Experiment:
     """
     client, uri = connect(root)
     home = workspace(root)
+    here = Path.cwd()
+    # In a temporary experiment of DVC's its stages run in a folder of their own, though DVC_ROOT names the workspace.
+    aside = home != root or workspace(here) != here
     with store_lock(root):
-        return Experiment(client, uri, _experiment_id(client, uri, home, study), study, aside=home != root)
+        return Experiment(client, uri, _experiment_id(client, uri, home, study), study, aside)
 
 
 def ui_address(host: str, port: int, experiment_id: str) -> str:

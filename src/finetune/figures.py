@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 AXIS = {"acc": "top-1 accuracy (%)", "loss": "cross-entropy loss (nats)"}
 _COLOURS = ("#004488", "#BB5566", "#DDAA33", "#000000", "#66CCEE", "#228833", "#AA3377", "#BBBBBB")
-_MARKERS = "osD^vP*Xhd<"  # as many as share no divisor with the colours: pairs repeat only after 88
+# As many as share no divisor with the colours: pairs repeat only after 88, and those of one colour are far apart.
+_MARKERS = "osD^vP*X>d<"
 _FIRST = ("same_lr", "separate_lr", "separate_lr_as_published", "from_scratch")
 _LINES: dict[str, tuple[str, Literal["-", "--"]]] = {"train": ("training", "--"), "val": ("validation", "-")}
+_MOST_TOGETHER, _IN_A_PART = 8, 6  # strategies whose curves one panel bears; how many it then has
+_BEHIND = "#dddddd"
 _DPI = 130
 _MOST_LABELLED_CLASSES = 30
 _MOST_ANNOTATED_CLASSES = 12
@@ -48,70 +51,71 @@ def curves(
     """Draw `metric` ("acc" | "loss") over epochs: a panel per data set, training dashed, validation solid.
 
     `rows` are of `comparison["curves"]`: one per data set, strategy, seed and epoch; accuracies are fractions and
-    a value may be None. Lines are means over seeds, bands reach from the lowest to the highest seed.
+    a value may be None. Lines are means over seeds, bands reach from the lowest to the highest seed. More than eight
+    strategies on one data set are shared out to several panels.
     """
-    from matplotlib.lines import Line2D
-
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     strategies = [name for name in looks if any(row["strategy"] == name for row in rows)]
     assert names, "no figure without data"
-    figure, panels = _panels(len(names), single=(7.0, 4.6), small=(4.4, 3.5))
+    if len(names) == 1 and len(strategies) > _MOST_TOGETHER:
+        return _curves_in_parts(rows, metric, {name: looks[name] for name in strategies}, titles[names[0]], path)
+    figure, places = panels(len(names), single=(7.0, 4.6), small=(4.4, 3.5))
     splits = set()
-    for name, axes in zip(names, panels, strict=True):
+    for name, axes in zip(names, places, strict=True):
         for strategy in strategies:
             own = [row for row in rows if (row["dataset"], row["strategy"]) == (name, strategy)]
-            for split in _LINES:
-                if _curve(axes, own, split, metric, looks[strategy]):
-                    splits.add(split)
+            splits |= {split for split in _LINES if _curve(axes, own, split, metric, looks[strategy])}
         _over_epochs(axes, metric, titles[name])
-    handles = [
-        Line2D([], [], color=looks[name].colour, marker=looks[name].marker, markersize=5, label=name)
-        for name in strategies
-    ]
-    handles += [_split_handle(split, "#555555") for split in _LINES if split in splits]
-    _legend(figure, handles)
-    _save(figure, path)
+    handles = [_strategy_handle(name, looks[name]) for name in strategies]
+    legend(figure, handles + [_split_handle(split, "#555555") for split in _LINES if split in splits])
+    save(figure, path)
+    return None
+
+
+def _curves_in_parts(
+    rows: Sequence[Mapping[str, Any]], metric: str, looks: Mapping[str, Style], title: str, path: Path
+) -> None:
+    """Draw one data set's curves of many strategies: some in each panel, and behind them the others in grey."""
+    from matplotlib.lines import Line2D
+
+    names, n = list(looks), math.ceil(len(looks) / _IN_A_PART)
+    figure, places = panels(n, single=(0, 0), small=(4.4, 4.5), shared_y=True)
+    own = {name: [row for row in rows if row["strategy"] == name] for name in names}
+    behind = "val" if _by_epoch(rows, "val", metric) else "train"
+    splits = set()
+    for number, axes in enumerate(places):
+        part = names[number * len(names) // n : (number + 1) * len(names) // n]
+        for name in names:
+            if name not in part:
+                means = {epoch: np.mean(of_seeds) for epoch, of_seeds in _by_epoch(own[name], behind, metric).items()}
+                axes.plot(list(means), list(means.values()), color=_BEHIND, linewidth=1)
+        for name in part:
+            splits |= {split for split in _LINES if _curve(axes, own[name], split, metric, looks[name])}
+        _over_epochs(axes, metric, f"{title}, {number + 1} of {n}")
+        axes.legend(
+            handles=[_strategy_handle(name, looks[name]) for name in part],
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=2,
+            frameon=False,
+            fontsize=8.5,
+        )
+    handles = [_split_handle(split, "#555555") for split in _LINES if split in splits]
+    legend(figure, [*handles, Line2D([], [], color=_BEHIND, label=f"the others, {_LINES[behind][0]}")])
+    save(figure, path)
 
 
 def run_curves(epochs: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
     """Draw one run: accuracy and loss over epochs. `epochs` are the rows of its curves.csv, NaN where empty."""
-    figure, panels = _panels(2, single=(0, 0), small=(4.6, 3.6))
+    figure, places = panels(2, single=(0, 0), small=(4.6, 3.6))
     look = Style(_COLOURS[0], _MARKERS[0])
     drawn = []
-    for axes, metric in zip(panels, ("acc", "loss"), strict=True):
+    for axes, metric in zip(places, ("acc", "loss"), strict=True):
         drawn = [split for split in _LINES if _curve(axes, epochs, split, metric, look)]
         _over_epochs(axes, metric, "")
     figure.suptitle(title, fontsize=11)
-    _legend(figure, [_split_handle(split, look.colour) for split in drawn])
-    _save(figure, path)
-
-
-def strategy_dots(
-    rows: Sequence[Mapping[str, Any]], looks: Mapping[str, Style], titles: Mapping[str, str], path: Path
-) -> None:
-    """Draw test top-1 per data set (panels) and strategy (lines): a dot per seed, a bar and a number at the mean.
-
-    `rows` are `comparison["rows"]`.
-    """
-    names = list(dict.fromkeys(row["dataset"] for row in rows))
-    assert names, "no figure without data"
-    places = {name: i for i, name in enumerate(looks)}
-    height = 1.1 + 0.42 * len(places)
-    figure, panels = _panels(len(names), single=(7.0, height), small=(4.4, height), shared_y=True)
-    for name, axes in zip(names, panels, strict=True):
-        for row in (row for row in rows if row["dataset"] == name):
-            look, y = looks[row["strategy"]], places[row["strategy"]]
-            values, mean = 100 * np.array(row["test"]["values"]), 100 * row["test"]["mean"]
-            axes.plot(values, np.full(len(values), y), look.marker, color=look.colour, alpha=0.6, markersize=6)
-            axes.plot([mean, mean], [y - 0.3, y + 0.3], color=look.colour, linewidth=2)
-            axes.annotate(f"{mean:.1f}", (mean, y - 0.32), ha="center", va="bottom", fontsize=8)
-        axes.set_title(titles[name], fontsize=11)
-        axes.set_xlabel("test top-1 accuracy (%)")
-        axes.set_yticks(list(places.values()), list(places))
-        axes.set_ylim(len(places) - 0.4, -0.8)
-        axes.margins(x=0.12)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    _save(figure, path)
+    legend(figure, [_split_handle(split, look.colour) for split in drawn])
+    save(figure, path)
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], path: Path) -> None:
@@ -143,10 +147,10 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Seque
     axes.set_ylabel(f"true class{unit}")
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
     bar.set_label("share of the true class's images (%)")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _panels(
+def panels(
     n: int, single: tuple[float, float], small: tuple[float, float], shared_y: bool = False
 ) -> "tuple[Figure, list[Axes]]":
     """A figure of n panels, at most three in a row; sizes in inches."""
@@ -157,24 +161,20 @@ def _panels(
     size = single if n == 1 else (small[0] * columns, small[1] * lines)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharey=shared_y).flat
-    panels = list(grid)
-    for spare in panels[n:]:
+    places = list(grid)
+    for spare in places[n:]:
         spare.remove()
-    for axes in panels[:n]:
+    for axes in places[:n]:
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels[:n]
+    return figure, places[:n]
 
 
 def _curve(axes: "Axes", rows: Sequence[Mapping[str, Any]], split: str, metric: str, look: Style) -> bool:
     """Draw mean and band of a split's metric over epochs; says whether there was anything to draw."""
-    key, scale = f"{split}/{metric}", 100 if metric == "acc" else 1
-    values: dict[int, list[float]] = {}
-    for row in rows:
-        if row[key] is not None and not math.isnan(row[key]):
-            values.setdefault(int(row["epoch"]), []).append(scale * row[key])
+    values = _by_epoch(rows, split, metric)
     if not values:
         return False
-    epochs = sorted(values)
+    epochs = list(values)
     validation = split == "val"
     axes.plot(
         epochs,
@@ -193,6 +193,16 @@ def _curve(axes: "Axes", rows: Sequence[Mapping[str, Any]], split: str, metric: 
     return True
 
 
+def _by_epoch(rows: Sequence[Mapping[str, Any]], split: str, metric: str) -> dict[int, list[float]]:
+    """Epoch -> a split's metric in each seed, as it is drawn; without epochs that have none."""
+    key, scale = f"{split}/{metric}", 100 if metric == "acc" else 1
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        if row[key] is not None and not math.isnan(row[key]):
+            values.setdefault(int(row["epoch"]), []).append(scale * row[key])
+    return dict(sorted(values.items()))
+
+
 def _over_epochs(axes: "Axes", metric: str, title: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -206,6 +216,12 @@ def _over_epochs(axes: "Axes", metric: str, title: str) -> None:
     axes.grid(color="#e5e5e5", linewidth=0.6)
 
 
+def _strategy_handle(name: str, look: Style) -> "Line2D":
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=look.colour, marker=look.marker, markersize=5, label=name)
+
+
 def _split_handle(split: str, colour: str) -> "Line2D":
     from matplotlib.lines import Line2D
 
@@ -213,11 +229,12 @@ def _split_handle(split: str, colour: str) -> "Line2D":
     return Line2D([], [], color=colour, linestyle=style, linewidth=1.6, label=label)
 
 
-def _legend(figure: "Figure", handles: Sequence[Any]) -> None:
+def legend(figure: "Figure", handles: Sequence[Any]) -> None:
     columns = 3 if figure.get_figwidth() < 8 else 6
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG: the same bytes for the same figure, as no version of Matplotlib is noted in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune import figures
+from finetune import audit_picture, figures, strategy_figures
 
 
 def titles(comparison: Mapping[str, Any]) -> dict[str, str]:
@@ -28,8 +28,27 @@ def curves(
 
 def strategies(comparison: Mapping[str, Any], folder: Path) -> str:
     """Draw test accuracy of every strategy, data set and seed; returns the Markdown of the picture."""
-    figures.strategy_dots(comparison["rows"], _looks(comparison), titles(comparison), folder / "strategies.png")
+    strategy_figures.strategy_dots(
+        comparison["rows"], _looks(comparison), titles(comparison), folder / "strategies.png"
+    )
     return "![test accuracy of every strategy, each seed a dot](strategies.png)"
+
+
+def accuracy_over_cost(comparison: Mapping[str, Any], folder: Path) -> str:
+    """Draw test accuracy over activation memory; returns the Markdown, "" where no run has counted that memory."""
+    rows = [row for row in comparison["rows"] if row["cost"]["activation_mb"] is not None]
+    if not rows:
+        return ""
+    strategy_figures.accuracy_over_cost(rows, _looks(comparison), titles(comparison), folder / "accuracy-over-cost.png")
+    return "![test accuracy over the memory kept for backward, a marker per strategy](accuracy-over-cost.png)"
+
+
+def audit(comparison: Mapping[str, Any], strategy: str, title: str, folder: Path) -> str:
+    """Draw what a strategy trains, block by block and phase by phase; returns the Markdown."""
+    rows = [row for row in comparison["audits"] if row["strategy"] == strategy]
+    name = f"strategy-{strategy}.png"
+    audit_picture.draw(rows, title, folder / name)
+    return f"![what {strategy} trains, block by block]({name})"
 
 
 def _looks(comparison: Mapping[str, Any]) -> dict[str, figures.Style]:

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune import contrasts, page, pictures, published, report_data, runs
-from finetune.clock import PHASES
+from finetune import contrasts, page, pictures, published, report_costs, report_data, report_settings, runs
 from finetune.comparison import require_study, row_of
 from finetune.params import Params
 from finetune.study import Layout
-from finetune.tables import count, interval, markdown, p_value, percent, scaled, span
+from finetune.tables import interval, markdown, p_value, percent, span
 
 MARKDOWN, HTML = "report.md", "report.html"
 
@@ -31,12 +30,13 @@ def write(params: Params, comparison: Mapping[str, Any], layout: Layout) -> None
         folder.mkdir()
         sections = (
             f"# Fine-tuning report: {comparison['study']['name']}",
-            _settings(params, comparison),
+            report_settings.section(params, comparison),
+            report_settings.strategies(params, comparison, folder),
             _results(comparison),
-            _strategies(comparison, folder),
+            _accuracies(comparison, folder),
             _curves(comparison, folder),
             _contrasts(params, comparison, folder),
-            _costs(comparison),
+            report_costs.section(comparison, folder),
             report_data.section(comparison, layout, folder),
             _published(comparison),
             _reading(comparison),
@@ -45,39 +45,6 @@ def write(params: Params, comparison: Mapping[str, Any], layout: Layout) -> None
         runs.write_text(folder / MARKDOWN, text)
         runs.write_text(folder / HTML, page.render(text, folder))
         runs.move_into_place(folder, layout.report)
-
-
-def _settings(params: Params, comparison: Mapping[str, Any]) -> str:
-    study = comparison["study"]
-    sizes, recipes = [], []
-    for dataset, of_set in comparison["datasets"].items():
-        images, recipe = of_set["images"], params.training_for(dataset, study["baseline"])
-        decay = f", {recipe.schedule.gamma:g} an epoch" if recipe.schedule.name == "exponential" else ""
-        sizes.append([of_set["title"], of_set["classes"], images["train"], images.get("val") or "–", images["test"]])
-        numbers = (recipe.image_size, recipe.epochs, recipe.batch_size, f"{recipe.lr:g}", f"{recipe.weight_decay:g}")
-        words = (recipe.schedule.name + decay, recipe.augmentation.name, recipe.selection)
-        recipes.append([of_set["title"], *words, *numbers])
-    variants = []
-    for name in study["strategies"]:
-        variant = params.strategies[name]
-        own = variant.options | {f"training.{key}": value for key, value in variant.training.items()}
-        settings = ", ".join(f"{key}: {value}" for key, value in own.items()) or "–"
-        variants.append([f"`{name}`", f"`{params.plan_for(name)}`", settings])
-    backbone = params.backbone
-    source = f"`{backbone.weights}` of torchvision" if backbone.source == "torchvision" else f"`{backbone.source}`"
-    columns = ("schedule", "augmentation", "epoch kept", "image px", "epochs", "batch", "lr", "weight decay")
-    return "\n\n".join(
-        [
-            "## Settings",
-            f"Arch: MobileNetV2 (width 1.0), trained with Adam; pretrained weights: {source}.",
-            f"Edition of the data sets: `{study['edition']}`. Seeds: {', '.join(map(str, study['seeds']))}. "
-            f"Baseline: `{study['baseline']}`.",
-            markdown(("Data set", "classes", "train images", "validation", "test"), sizes, words=1),
-            "The recipe is the baseline's:",
-            markdown(("Data set", *columns), recipes, words=4),
-            markdown(("Strategy", "plan", "own settings"), variants, words=3),
-        ]
-    )
 
 
 def _results(comparison: Mapping[str, Any]) -> str:
@@ -101,7 +68,7 @@ def _results(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _strategies(comparison: Mapping[str, Any], folder: Path) -> str:
+def _accuracies(comparison: Mapping[str, Any], folder: Path) -> str:
     known = pictures.titles(comparison)
     accuracies, differences = [], []
     for row in comparison["rows"]:
@@ -145,34 +112,6 @@ def _curves(comparison: Mapping[str, Any], folder: Path) -> str:
 def _contrasts(params: Params, comparison: Mapping[str, Any], folder: Path) -> str:
     parts = [section(params, comparison, folder) for section in (contrasts.learning_rates, contrasts.from_scratch)]
     return "\n\n".join(["## Strategy Compare", *filter(None, parts)]) if any(parts) else ""
-
-
-def _costs(comparison: Mapping[str, Any]) -> str:
-    known = pictures.titles(comparison)
-    rows, phases = [], []
-    for row in comparison["rows"]:
-        cost = row["cost"]
-        who = [known[row["dataset"]], f"`{row['strategy']}`", cost["seconds"]["n"]]
-        measured = [count(cost[key]) for key in ("seconds", "images_per_second", "peak_memory_mb")]
-        parameters = [scaled(cost[key], 1e6, 2) for key in ("trainable_parameters", "total_parameters")]
-        worked_out = [scaled(cost["activation_mb"]), scaled(cost["flops_per_image"], 1e6)]
-        rows.append([*who, *measured, *parameters, *worked_out])
-        phases.append([*who, *(count(cost[f"{phase}_seconds"], 1) for phase in PHASES)])
-    head = ("Data set", "Strategy", "n")
-    measured_head = ("seconds a run", "images/s", "peak memory, MB", "trainable, million", "all parameters, million")
-    return "\n\n".join(
-        [
-            "## Cost",
-            markdown((*head, *measured_head, "kept for backward, MB", "MFLOPs an image"), rows, words=2),
-            "Mean ± standard deviation over n seeds, as measured on the machine that trained; a run's seconds are of "
-            "training and validation. Kept for backward: by autograd, of one batch. FLOPs: 2 × multiply-adds, of one "
-            "image's forward pass.",
-            "Where a run's seconds go:",
-            markdown(
-                (*head, "start-up", "waiting for data", "forward + backward", "evaluation", "saving"), phases, words=2
-            ),
-        ]
-    )
 
 
 def _published(comparison: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """A comparison as text: figures as words, Markdown tables, aligned columns for the terminal, flat rows for CSV."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from finetune.clock import PHASES
@@ -33,6 +33,11 @@ def scaled(value: float | None, unit: float = 1.0, digits: int = 0) -> str:
     return "–" if value is None else f"{value / unit:.{digits}f}"
 
 
+def ratio(value: float | None) -> str:
+    """A multiple of something, with two decimals; – for None."""
+    return "–" if value is None else "< 0.01" if value < 0.005 else f"{value:.2f}"
+
+
 def p_value(p: float) -> str:
     """Three decimals, or that it is smaller."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -49,6 +54,18 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]], words: int) 
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *rows))
 
 
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Lines of columns as wide as their widest cell; those numbered in `right` (from 0) are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in rows
+    ]
+
+
 def table(comparison: Mapping[str, Any]) -> str:
     """The comparison as aligned plain text, one block per data set."""
     baseline = comparison["study"]["baseline"]
@@ -58,14 +75,13 @@ def table(comparison: Mapping[str, Any]) -> str:
         winner = comparison["datasets"][row["dataset"]]["winner"]
         chosen = winner is not None and winner["strategy"] == row["strategy"]
         blocks[row["dataset"]].append(_cells(row, "* " if chosen else "  "))
-    widths = [
-        max(map(len, column)) for column in zip(*(cells for rows in blocks.values() for cells in rows), strict=True)
-    ]
+    cells = [row for rows in blocks.values() for row in rows]
+    text = iter(aligned(cells, right=range(1, len(head))))  # as wide in every block
     lines = []
     for name, rows in blocks.items():
         of_set = comparison["datasets"][name]
         lines.append(f"{of_set['title']}, {of_set['images']['test']} test images")
-        lines += ["  ".join(_align(cells, widths)).rstrip() for cells in rows]
+        lines += [next(text) for _ in rows]
         lines.append("")
     note = "mean ± standard deviation over n seeds; Δ in points, paired by seed; * chosen by validation"
     return "\n".join([*lines, note])
@@ -74,6 +90,7 @@ def table(comparison: Mapping[str, Any]) -> str:
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as one line of CSV: the same columns for every row, empty where there is no figure."""
     cost, nothing = row["cost"], dict.fromkeys(("n", "mean", "sd", "se", "ci95"))
+    measured = ("seconds", "seconds_per_epoch", "images_per_second", "peak_memory_mb")
     phases = [f"{phase}_seconds" for phase in PHASES]
     against = row["to_baseline"] or {"per_image": dict.fromkeys(("images", "won", "lost", "mcnemar_p"))}
     parts: dict[str, Mapping[str, Any]] = {
@@ -82,7 +99,8 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
         "val_to_baseline": against.get("val") or nothing,
         "test_to_baseline": against.get("test") or nothing,
         "test_per_image": against["per_image"],
-        **{key: cost[key] or nothing for key in ("seconds", "images_per_second", "peak_memory_mb", *phases)},
+        **{key: cost[key] or nothing for key in (*measured, *phases)},
+        "relative": cost["relative"],
     }
     flat = {key: row[key] for key in ("dataset", "strategy", "plan")} | {"seeds": " ".join(map(str, row["seeds"]))}
     for part, figures in parts.items():
@@ -102,8 +120,3 @@ def _cells(row: Mapping[str, Any], mark: str) -> list[str]:
         f"{cost['trainable_parameters'] / 1e6:.2f}",
         f"{cost['seconds']['mean']:.0f}",
     ]
-
-
-def _align(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    name, *figures = cells
-    return [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True))]

@@ -1,7 +1,7 @@
 """The command line: reads params.yaml and wires everything.
 
-`stages` has one command per stage, `data` brings data, `studies` has the study as a whole, `actions` the rest. Heavy
-imports happen inside the commands, so that `finetune --help` is instant.
+`stages` has one command per stage, `data` brings data, `strategy` says what strategies train, `studies` has the study
+as a whole, `actions` the rest. Heavy imports happen inside the commands, so that `finetune --help` is instant.
 """
 
 import errno
@@ -123,8 +123,8 @@ def load(params_file: Path, overrides: tuple[str, ...] = ()) -> tuple[Any, Any]:
 
     loaded = params.load(params_file, overrides)
     study.check_readers(loaded.study.datasets, loaded.datasets)
-    for strategy in loaded.study.strategies:
-        strategies.check_name(loaded.plan_for(strategy), strategy)
+    for name in loaded.study.strategies:
+        strategies.check_name(loaded.plan_for(name), name)
     return loaded, study.Layout(Path())
 
 
@@ -134,4 +134,4 @@ def check_dataset(params: Any, dataset: str) -> None:
     study.check_run(params, dataset, next(iter(params.strategies)))
 
 
-from finetune.cli import actions, calibrate, data, stages, store, studies  # noqa: E402, F401  (their commands join `cli` when imported)
+from finetune.cli import actions, calibrate, data, stages, store, strategy, studies  # noqa: E402, F401  (their commands join `cli` when imported)

@@ -1,0 +1,103 @@
+"""What a plan, or a variant of params.yaml, trains: worked out from shapes alone, before anything is trained."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from finetune import strategies
+from finetune.errors import InputError, suggest
+from finetune.params import Params, StrategyParams
+from finetune.params_file import sentence
+from finetune.recipe import TrainingParams
+from finetune.strategies.adjustments import adjusted
+from finetune.strategies.plan import Plan, audit
+from finetune.training import epochs_of
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A strategy, worked out for one recipe and number of classes."""
+
+    name: str
+    plan: str
+    options: Mapping[str, Any]  # of the plan, defaults included
+    line: str  # what the plan is
+    paper: str  # authors, year, arXiv number; "" if there is none
+    initialisation: str
+    recipe: TrainingParams
+    audit: list[dict[str, Any]]
+    phases: list[dict[str, Any]]  # of `phases`
+
+
+def phases(plan: Plan, epochs: int) -> list[dict[str, Any]]:
+    """Of each phase its first and last of the `epochs`, from 1, its `groups`, and which of penalty, scales and solve it
+    `adds`."""
+    return [
+        {
+            "epochs": [first + 1, end],
+            "groups": [group.name for group in phase.groups],
+            "adds": [what for what in ("penalty", "scales", "solve") if getattr(phase, what) is not None],
+        }
+        for phase, first, end in epochs_of(plan, epochs)
+    ]
+
+
+def plans(classes: int) -> list[Strategy]:
+    """Every plan as it comes, by name, with the recipe as it comes."""
+    return [_worked_out(name, name, {}, TrainingParams(), classes) for name in strategies.names()]
+
+
+def variants(params: Params, dataset: str, classes: int) -> list[Strategy]:
+    """Every variant of params.yaml, in its order, with the recipe that it has for `dataset`."""
+    return [described(params, name, dataset, classes) for name in params.strategies]
+
+
+def described(params: Params, name: str, dataset: str, classes: int) -> Strategy:
+    """The variant `name` of params.yaml, or else the plan of that name as it comes, as it would train on `dataset`.
+
+    Raises:
+        InputError: there is neither; or the variant's options or its recipe do not go with its plan.
+    """
+    if name not in params.strategies:
+        if name not in strategies.names():
+            known = {*params.strategies, *strategies.names()}
+            raise InputError(
+                f"strategy '{name}' is neither a variant in params.yaml nor a plan; {suggest(name, known)}"
+            )
+        params = params.model_copy(update={"strategies": {**params.strategies, name: StrategyParams()}})
+    try:
+        recipe = params.training_for(dataset, name)
+    except ValidationError as error:  # each override is right by itself
+        raise InputError(sentence("params.yaml", ("training", f"<{dataset}, {name}>"), error, TrainingParams)) from None
+    return _worked_out(name, params.plan_for(name), params.strategies[name].options, recipe, classes)
+
+
+def _worked_out(name: str, plan: str, options: Mapping[str, Any], recipe: TrainingParams, classes: int) -> Strategy:
+    strategies.check_options(name, plan, options)
+    with torch.device("meta"):
+        model = strategies.build_model(classes, 0, plan, options)
+        worked_out = strategies.build_plan(model, plan, options)
+        worked_out = adjusted(model, worked_out, recipe, f"params.yaml: strategies.{name}")
+        rows = audit(model, worked_out, recipe.lr, recipe.weight_decay)
+    module = importlib.import_module(f"finetune.strategies.{plan}")
+    defaults = {
+        key: option.default
+        for key, option in inspect.signature(module.plan).parameters.items()
+        if option.kind is option.KEYWORD_ONLY
+    }
+    return Strategy(
+        name=name,
+        plan=plan,
+        options=defaults | dict(options),
+        line=(module.__doc__ or "").partition("\n")[0],
+        paper=getattr(module, "PAPER", ""),
+        initialisation=worked_out.initialisation,
+        recipe=recipe,
+        audit=rows,
+        phases=phases(worked_out, recipe.epochs),
+    )

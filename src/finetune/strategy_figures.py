@@ -1,0 +1,80 @@
+"""Strategies side by side, by accuracy and by cost: data in, PNG out, in the looks of `figures.styles`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.figures import Style, legend, panels, save
+
+
+def strategy_dots(
+    rows: Sequence[Mapping[str, Any]], looks: Mapping[str, Style], titles: Mapping[str, str], path: Path
+) -> None:
+    """Draw test top-1 per data set (panels) and strategy (lines): a dot per seed, a bar and a number at the mean.
+
+    `rows` are `comparison["rows"]`.
+    """
+    names = list(dict.fromkeys(row["dataset"] for row in rows))
+    assert names, "no figure without data"
+    lines = {name: i for i, name in enumerate(looks)}
+    height = 1.1 + 0.42 * len(lines)
+    figure, places = panels(len(names), single=(7.0, height), small=(4.4, height), shared_y=True)
+    for name, axes in zip(names, places, strict=True):
+        for row in (row for row in rows if row["dataset"] == name):
+            look, y = looks[row["strategy"]], lines[row["strategy"]]
+            values, mean = 100 * np.array(row["test"]["values"]), 100 * row["test"]["mean"]
+            axes.plot(values, np.full(len(values), y), look.marker, color=look.colour, alpha=0.6, markersize=6)
+            axes.plot([mean, mean], [y - 0.3, y + 0.3], color=look.colour, linewidth=2)
+            axes.annotate(f"{mean:.1f}", (mean, y - 0.32), ha="center", va="bottom", fontsize=8)
+        axes.set_title(titles[name], fontsize=11)
+        axes.set_xlabel("test top-1 accuracy (%)")
+        axes.set_yticks(list(lines.values()), list(lines))
+        axes.set_ylim(len(lines) - 0.4, -0.8)
+        axes.margins(x=0.12)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    save(figure, path)
+
+
+def accuracy_over_cost(
+    rows: Sequence[Mapping[str, Any]], looks: Mapping[str, Style], titles: Mapping[str, str], path: Path
+) -> None:
+    """Draw test top-1 over the memory that a step's activations take: a panel per data set, a marker per strategy.
+
+    `rows` are of `comparison["rows"]`, with activation_mb. Markers are at the mean over seeds, bars reach from the
+    lowest to the highest.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    names = list(dict.fromkeys(row["dataset"] for row in rows))
+    assert names, "no figure without data"
+    more = 0.1 * max(0, len(looks) - 8)  # inches, so that fewer markers cover each other
+    figure, places = panels(len(names), single=(7.0, 4.6 + more), small=(4.4, 3.7 + more))
+    for name, axes in zip(names, places, strict=True):
+        for row in (row for row in rows if row["dataset"] == name):
+            look, x, test = looks[row["strategy"]], row["cost"]["activation_mb"], row["test"]
+            low, high = (100 * end(test["values"]) for end in (min, max))
+            axes.plot([x, x], [low, high], color=look.colour, linewidth=1.2, alpha=0.6)
+            size = 13 if look.marker == "*" else 9  # a star's area is small
+            axes.plot(x, 100 * test["mean"], look.marker, color=look.colour, markersize=size, markeredgecolor="white")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(titles[name], fontsize=11)
+        axes.set_xlabel("kept for backward (MB, of one batch)")
+        axes.set_ylabel("test top-1 accuracy (%)")
+        axes.margins(0.08)
+        axes.grid(color="#e5e5e5", linewidth=0.6)
+    shown = {row["strategy"] for row in rows}
+    legend(
+        figure,
+        [
+            Line2D([], [], linestyle="", color=look.colour, marker=look.marker, markersize=7, label=strategy)
+            for strategy, look in looks.items()
+            if strategy in shown
+        ],
+    )
+    save(figure, path)

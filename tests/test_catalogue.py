@@ -1,0 +1,100 @@
+"""What is told of plans and variants before anything is trained; sizes are MobileNetV2 1.0's, worked out by hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from finetune import catalogue, strategies
+from finetune.errors import InputError
+from finetune.params import parse
+from finetune.strategies.plan import Group, Phase, Plan
+
+BACKBONE = 2_223_872  # parameters below the head
+
+
+def _params(strategies: dict[str, Any], **training: Any) -> Any:
+    content = {"study": {"name": "tiny", "datasets": ["cifar10"], "strategies": ["same_lr"], "seeds": [0]}}
+    content["study"]["baseline"] = "same_lr"
+    sections = {"training": {"epochs": 4} | training, "datasets": {"cifar10": {}, "cub200": {}}}
+    return parse(content | sections | {"strategies": {"same_lr": {}} | strategies})
+
+
+def test_every_plan_is_told_in_order_of_their_names() -> None:
+    assert [one.name for one in catalogue.plans(10)] == strategies.names()
+
+
+def test_a_plan_as_it_comes_has_its_defaults_and_its_line() -> None:
+    one = next(one for one in catalogue.plans(10) if one.name == "separate_lr")
+    assert one.options.items() >= {"last_blocks": 5, "last_scale": 0.6, "deep_scale": 0.4, "decay": True}.items()
+    assert one.line.startswith("Separate learning rates by depth: ") and one.line.endswith("slowest.")
+    assert (one.plan, one.initialisation, one.paper) == ("separate_lr", "pretrained", "")
+
+
+def test_a_plans_paper_is_its_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.strategies.same_lr.PAPER", "Doe 2020, arXiv 2000.00000", raising=False)
+    assert catalogue.described(_params({}), "same_lr", "cifar10", 10).paper == "Doe 2020, arXiv 2000.00000"
+
+
+def test_the_head_is_of_the_classes_that_are_asked_for() -> None:
+    one = catalogue.described(_params({}), "same_lr", "cifar10", 7)
+    assert sum(row["numel"] for row in one.audit if row["kind"] == "parameter") == BACKBONE + 7 * 1281
+
+
+def test_a_variant_has_its_own_options_over_the_defaults() -> None:
+    params = _params({"slow": {"plan": "separate_lr", "deep_scale": 0.1}})
+    one = catalogue.described(params, "slow", "cifar10", 10)
+    assert (one.plan, one.options["deep_scale"], one.options["last_scale"]) == ("separate_lr", 0.1, 0.6)
+    assert {row["lr"] for row in one.audit if row["group"] == "deep" and row["kind"] == "parameter"} == {1e-4}
+
+
+def test_a_plan_that_params_lack_is_told_as_it_comes() -> None:
+    one = catalogue.described(_params({}), "separate_lr", "cifar10", 10)
+    assert (one.plan, one.options["last_blocks"], one.recipe.epochs) == ("separate_lr", 5, 4)
+
+
+def test_the_recipe_is_the_data_sets() -> None:
+    params = _params({})
+    params.datasets["cub200"].training["lr"] = 0.5
+    assert catalogue.described(params, "same_lr", "cub200", 10).recipe.lr == 0.5
+
+
+def test_variants_are_told_in_the_order_of_params() -> None:
+    params = _params({"b": {"plan": "same_lr"}, "a": {"plan": "from_scratch"}})
+    assert [one.name for one in catalogue.variants(params, "cifar10", 10)] == ["same_lr", "b", "a"]
+
+
+def test_what_the_recipe_changes_of_a_plan_is_told() -> None:
+    one = catalogue.described(_params({}, freeze_epochs=1), "same_lr", "cifar10", 10)
+    assert one.phases == [
+        {"epochs": [1, 1], "groups": ["head_first", "waiting"], "adds": []},
+        {"epochs": [2, 4], "groups": ["all"], "adds": []},
+    ]
+
+
+@pytest.mark.parametrize("what", ["penalty", "scales", "solve"])
+def test_what_a_phase_adds_is_named(what: str) -> None:
+    def anything(*_: Any) -> Any: ...
+
+    given: dict[str, Callable[..., Any]] = {what: anything}
+    phase = Phase((Group("all", ("a",)),), **given)  # type: ignore[arg-type]
+    assert catalogue.phases(Plan("pretrained", (phase,)), 3) == [{"epochs": [1, 3], "groups": ["all"], "adds": [what]}]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(
+        InputError, match=r"'sam_lr' is neither a variant in params.yaml nor a plan; did you mean 'same"
+    ):
+        catalogue.described(_params({}), "sam_lr", "cifar10", 10)
+
+
+def test_an_option_that_the_plan_lacks_is_refused() -> None:
+    with pytest.raises(InputError, match=r"strategies\.slow: plan same_lr has no option 'decay'"):
+        catalogue.described(_params({"slow": {"plan": "same_lr", "decay": False}}), "slow", "cifar10", 10)
+
+
+def test_a_recipe_that_does_not_go_together_is_refused() -> None:
+    params = _params({"late": {"plan": "same_lr", "training": {"freeze_epochs": 3}}})
+    params.datasets["cub200"].training["epochs"] = 2
+    with pytest.raises(InputError, match=r"training\[?.*cub200.*freeze_epochs is 3 but epochs is 2"):
+        catalogue.described(params, "late", "cub200", 10)
