@@ -1,7 +1,8 @@
 """`make bench`: this project beside a plain loop and timm, each way in a process of its own, in turn.
 
-Prints one table per size, with the medians and the ratios of each round, and writes benchmarks/results/latest.json and
-a dated copy, with machine and commit. timm is measured where it is installed (requirements-bench.lock).
+Prints one table per size, with the medians and the ratios of each round, and how long a training takes from the command
+to its first step; writes benchmarks/results/latest.json and a dated copy, with machine and commit. timm is measured
+where it is installed (requirements-bench.lock).
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import prepare_speed
+from benchmarks import prepare_speed, start
 from benchmarks.engine import WAYS
 from finetune import datasets
 from finetune.params import PrepareParams
@@ -54,11 +55,16 @@ def training(size: int, steps: int, rounds: int, ways: tuple[str, ...], images: 
     for way, values in rates.items():
         ratio = f"{found[NAMES[way]]:.2f} x" if way in NAMES else ""
         print(f"  {way:22}{statistics.median(values):10.1f}{min(values):9.1f}{max(values):9.1f}{ratio:>10}")
+    fed = ", ".join(f"{precision} {ratio:.3f}" for precision, ratio in found["feed_ratios"].items())
+    print(f"  fed, of the rate on one ready batch: {fed}")
     return found
 
 
 def compared(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians of the ratios of each round, from images per second by way; float32's feeding against a ready batch."""
+    """Medians of the ratios of each round, from images per second by way.
+
+    `feed_ratio` is the rate against that of the same step on a ready batch, at the faster of our precisions.
+    """
     fastest = max(("ours", "ours_bf16"), key=lambda way: statistics.median(rates[way]))
 
     def ratio(one: str, other: str) -> float:
@@ -66,7 +72,8 @@ def compared(rates: dict[str, list[float]]) -> dict[str, Any]:
 
     found = {"images_per_second": statistics.median(rates[fastest]), "fastest": fastest, "rounds": rates}
     found |= {key: ratio(fastest, way) for way, key in NAMES.items() if way in rates}
-    return found | {"feed_ratio": ratio("ours", "ours_resident")}
+    feeds = {way: ratio(way, f"{way}_resident") for way in ("ours", "ours_bf16")}
+    return found | {"feed_ratio": feeds[fastest], "feed_ratios": {"fp32": feeds["ours"], "bf16": feeds["ours_bf16"]}}
 
 
 def machine() -> dict[str, Any]:
@@ -88,9 +95,10 @@ def machine() -> dict[str, Any]:
 @click.option("--sizes", default="96,224", show_default=True, help="Pixels.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--steps", default=8, show_default=True, help="Of 32 images, per round and way.")
+@click.option("--starts", default=5, show_default=True, help="Trainings that are started with tracking, and without.")
 @click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="For the JSON files.")
-def main(archive: Path | None, sizes: str, rounds: int, steps: int, out: Path) -> None:
-    """Measure preparing and training on the images of CUB-200-2011."""
+def main(archive: Path | None, sizes: str, rounds: int, steps: int, starts: int, out: Path) -> None:
+    """Measure preparing and training on the images of CUB-200-2011, and the start of a training of the sample."""
     archive = archive or next((path for path in ARCHIVES if path.is_file()), None)
     if archive is None:
         raise click.UsageError(f"no {ARCHIVES[1]}; bring it with `dvc pull data/cub200`, or name one with --archive")
@@ -104,6 +112,7 @@ def main(archive: Path | None, sizes: str, rounds: int, steps: int, out: Path) -
         prepare(datasets.load("cub200"), "any", PrepareParams(short_side=256), archive.parent, store)
         for size in map(int, sizes.split(",")):
             found[f"train_{size}"] = training(size, steps, rounds, ways, images, store)
+    found |= start.measure(starts)
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=2) + "\n"
     for name in ("latest", found["date"].replace(":", "").partition("+")[0]):

@@ -3,7 +3,7 @@
 Ways, all at batch 32 with random resized crop and flip, Adam, on 200 classes:
 
 - `ours`: this project's epoch over a prepared store; `ours_bf16` the same under bf16 autocast
-- `ours_resident`: the same step on one fixed batch that lies ready, which says what feeding costs
+- `ours_resident`, `ours_bf16_resident`: the same step on one fixed batch that lies ready, which says what feeding costs
 - `plain`: torch's defaults, ImageFolder and a DataLoader with two workers
 - `timm_default`, `timm_best`, `timm_same_allocator`: timm's create_loader, model, optimizer and step as its train.py
   takes them; best: --channels-last --amp --amp-dtype bfloat16; same allocator: that, and glibc told to keep memory
@@ -13,7 +13,7 @@ Run: `python -m benchmarks.engine WAY --size 224 --images FOLDER --store STORE`,
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -78,9 +78,11 @@ def ours(size: int, steps: int, store: Path, precision: str, resident: bool) -> 
 class _Resident(Batches):
     """One batch, again and again."""
 
-    def training(self, augmentation: AugmentationParams, seed: int, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:  # type: ignore[override]
+    def training(
+        self, augmentation: AugmentationParams, seed: int, epoch: int, *, first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         ready = next(super().training(augmentation, seed, epoch))
-        for _ in range(self.training_steps()):
+        for _ in range(first, self.training_steps()):
             yield ready
 
 
@@ -132,7 +134,16 @@ def with_timm(size: int, steps: int, folder: Path, best: bool) -> float:
     return timed(loader, step, steps)
 
 
-WAYS = ("ours", "ours_bf16", "ours_resident", "plain", "timm_default", "timm_best", "timm_same_allocator")
+WAYS = (
+    "ours",
+    "ours_resident",
+    "ours_bf16",
+    "ours_bf16_resident",
+    "plain",
+    "timm_default",
+    "timm_best",
+    "timm_same_allocator",
+)
 
 
 @click.command()
@@ -150,7 +161,7 @@ def main(way: str, size: int, steps: int, folder: Path, store: Path) -> None:
             keep_freed_memory()
         rate = with_timm(size, steps, folder, best=way != "timm_default")
     else:
-        rate = ours(size, steps, store, "bf16" if way == "ours_bf16" else "fp32", way == "ours_resident")
+        rate = ours(size, steps, store, "bf16" if "bf16" in way else "fp32", way.endswith("_resident"))
     print(json.dumps({"way": way, "size": size, "images_per_second": round(rate, 2)}))
 
 

@@ -104,9 +104,7 @@ def test_bn_train_from_random_weights_is_what_it_is_anyway(model: MobileNetV2) -
 
 
 def test_bn_eval_where_batchnorm_is_all_that_a_group_trains(model: MobileNetV2) -> None:
-    with pytest.raises(
-        InputError, match=r"bn: eval leaves the strategy's group 'norm' nothing .* use bn: affine_only"
-    ):
+    with pytest.raises(InputError, match=r"bn: eval leaves the strategy's group 'norm' nothing .* use bn: affine_only"):
         adjusted(model, norms(model), recipe(bn="eval"))
 
 
@@ -118,9 +116,7 @@ def test_fewer_epochs_than_phases(model: MobileNetV2) -> None:
 
 def test_a_compiled_network_hides_what_a_penalty_looks_at(model: MobileNetV2) -> None:
     plan = probe(model, penalty=lambda network: None)
-    with pytest.raises(
-        InputError, match=r"compile: default: this strategy's penalty .* use compile: none"
-    ):
+    with pytest.raises(InputError, match=r"compile: default: this strategy's penalty .* use compile: none"):
         adjusted(model, plan, recipe(compile="default"))
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import tiny_archives
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +17,7 @@ def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path)
     tiny_archives.write("cub200", tmp_path / "archives", classes=2, train=70, test=2)
     words = ["--archive", str(tmp_path / "archives" / "CUB_200_2011.tgz"), "--out", str(tmp_path / "results")]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--sizes", "32", "--rounds", "1", "--steps", "1", *words],
+        [sys.executable, "-m", "benchmarks", "--sizes", "32", "--rounds", "1", "--steps", "1", "--starts", "1", *words],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -30,4 +32,17 @@ def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path)
     assert {"commit", "dirty", "date", "machine", "python", "torch"} <= found.keys()
     assert {"images_per_second", "vs_plain", "vs_plain_in_batches"} <= found["prepare"].keys()
     assert {"images_per_second", "vs_plain", "vs_own_fp32", "feed_ratio"} <= found["train_32"].keys()
+    assert found["train_32"]["feed_ratios"].keys() == {"fp32", "bf16"}
+    assert found["start_seconds"] == found["start"]["seconds"]["auto"][0]
     assert all(rate > 0 for rates in found["train_32"]["rounds"].values() for rate in rates)
+
+
+def test_the_feed_ratio_is_that_of_the_faster_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.__main__ import compared
+
+    rates = {"ours": [20.0, 22.0], "ours_resident": [40.0, 40.0], "ours_bf16": [30.0, 30.0]}
+    found = compared(rates | {"ours_bf16_resident": [40.0, 50.0]})
+    assert found["fastest"] == "ours_bf16"
+    assert found["feed_ratios"] == {"fp32": 0.525, "bf16": 0.675}  # (20 / 40 + 22 / 40) / 2, (30 / 40 + 30 / 50) / 2
+    assert found["feed_ratio"] == 0.675

@@ -23,6 +23,7 @@ from finetune.params import PrepareParams
 from finetune.prepare import check_archives, prepare, source_meta
 from finetune.store import open_store
 from own_images import CLASSES, FORMS, jpeg, pool, split, write
+from whole_contents import whole
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SETTINGS = PrepareParams(short_side=8, val_fraction=0.25)
@@ -45,8 +46,8 @@ def place(request: pytest.FixtureRequest, folder: Path) -> Path:
 
 def counts(folder: Path, **options: Any) -> Counter[tuple[str, str]]:
     """Images per split and class name."""
-    contents = class_folders.dataset("own", **options).read(folder)
-    return Counter((example.split, contents.classes[example.label]) for example in contents.examples)
+    classes, examples = whole(class_folders.dataset("own", **options).read(folder))
+    return Counter((str(example.split), classes[example.label]) for example in examples)
 
 
 def fault(folder: Path, **options: Any) -> str:
@@ -62,9 +63,9 @@ def each(**images: int) -> dict[tuple[str, str], int]:
 
 
 def held_out(folder: Path, **options: Any) -> set[str]:
-    contents = class_folders.dataset("own", **options).read(folder)
+    _, examples = whole(class_folders.dataset("own", **options).read(folder))
     lead = f"{folder.parent.name}/{folder.name}/"
-    return {e.member.split(": ")[-1].removeprefix(lead) for e in contents.examples if e.split == "test"}
+    return {e.member.split(": ")[-1].removeprefix(lead) for e in examples if e.split == "test"}
 
 
 # Layouts
@@ -156,7 +157,7 @@ def test_members_are_not_kept_while_a_tar_is_read(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(tarfile.TarFile, "next", spied)
     counts(folder)
     assert max(kept) <= 1
-    assert len(kept) > 2 * 90
+    assert len(kept) > 90
 
 
 # The pool's test split
@@ -294,7 +295,7 @@ def test_a_wrong_checksum_is_noticed(folder: Path) -> None:
     content = bytearray(place.read_bytes())
     content[-8] ^= 1  # gzip ends with CRC-32 and length, 4 bytes each
     place.write_bytes(content)
-    assert re.search(r"a\.tgz: (test/cat/.\.jpg: )?truncated, damaged", fault(folder))
+    assert re.search(r"a\.tgz: (\S+\.jpg: )?truncated, damaged", fault(folder))
 
 
 def test_a_damaged_member_of_a_zip_is_named(folder: Path) -> None:
@@ -319,7 +320,9 @@ def test_a_zip_is_read_in_parts_of_any_size(
     monkeypatch.setattr(_zip_parts, "_MEMBERS", members)
     with zipfile.ZipFile(place) as zipped:
         expected = [(name, zipped.read(name)) for name in zipped.namelist()]
-    assert [(info.filename, part.read(info)) for part in zip_parts(place) for info in part.infolist()] == expected
+    with place.open("rb") as contents:
+        parts = [(info.filename, part.read(info)) for part in zip_parts(place, contents) for info in part.infolist()]
+    assert parts == expected
     assert counts(folder) == each(train=4, test=2)
 
 

@@ -19,6 +19,7 @@ from finetune import datasets
 from finetune.datasets import class_folders
 from finetune.datasets.archives import md5
 from finetune.errors import InputError
+from whole_contents import whole
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 NAMES = datasets.names()
@@ -78,7 +79,7 @@ def write(name: str, folder: Path, train: int = 4, test: int = 2) -> None:
 
 
 def examples(name: str, folder: Path) -> list[datasets.Example]:
-    return list(dataset(name).read(folder).examples)
+    return whole(dataset(name).read(folder))[1]
 
 
 def fault(name: str, folder: Path) -> str:
@@ -119,7 +120,7 @@ def test_archives_are_those_that_are_written(name: str, folder: Path) -> None:
 def test_classes_are_in_label_order(any_name: str, folder: Path) -> None:
     write(any_name, folder)
     expected = own_images.CLASSES if any_name in own_images.FORMS else tiny_archives.class_names(any_name)
-    assert dataset(any_name).read(folder).classes == expected
+    assert whole(dataset(any_name).read(folder))[0] == expected
 
 
 def test_every_image_of_both_splits_comes_under_its_label(any_name: str, folder: Path) -> None:
@@ -491,11 +492,12 @@ def test_real_reduced_edition_is_as_declared(name: str) -> None:
     dataset = datasets.load(name)
     edition = dataset.editions["reduced"]
     assert {archive: md5(SHARED / name / archive) for archive in dataset.archives} == edition.md5
-    contents = dataset.read(SHARED / name)
-    assert len(contents.classes) == dataset.classes
+    classes, examples = whole(dataset.read(SHARED / name))
+    assert len(classes) == dataset.classes
     counts: Counter[str] = Counter()
     labels: dict[str, set[int]] = {"train": set(), "test": set()}
-    for example in contents.examples:
+    for example in examples:
+        assert example.split is not None
         if counts[example.split] % 500 == 0:
             assert pixels(example.image).shape[2] == 3
         counts[example.split] += 1

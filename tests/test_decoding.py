@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from finetune import decoding
-from finetune.datasets import Contents, Example
+from finetune.datasets import Example
 from finetune.decoding import decoded_images
 from finetune.images import pixels_in
 
@@ -54,7 +54,7 @@ def test_large_images_are_decoded_few_at_a_time(monkeypatch: pytest.MonkeyPatch)
             yield Example("train", 0, photograph(30, 40), f"a.bin: {i}")
         yield Example("train", 0, photograph(300, 400), "a.bin: larger than all that is allowed at once")
 
-    found = [example.member for example, _ in decoded_images(Contents(("a",), stream()), 16)]
+    found = [example.member for example, _ in decoded_images(stream(), 16)]
     assert len(found) == 65
     assert found[:2] == ["a.bin: 0", "a.bin: 1"]
     assert most == 2
@@ -62,7 +62,7 @@ def test_large_images_are_decoded_few_at_a_time(monkeypatch: pytest.MonkeyPatch)
 
 def test_images_keep_their_size_and_hash_from_before_shrinking() -> None:
     examples = [Example("train", 0, photograph(30, 40), "a"), Example("train", 0, photograph(8, 8), "b")]
-    (_, large), (_, small) = decoded_images(Contents(("a",), iter(examples)), 16)
+    (_, large), (_, small) = decoded_images(examples, 16)
     assert large.pixels.shape == (16, 21, 3)
     content, decoded, size = large.facts
     assert size == (30, 40)

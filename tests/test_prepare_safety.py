@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-from finetune import decoding
-from finetune import prepare as module
+import tiny_archives
+from finetune import datasets, decoding
 from finetune.datasets import Contents, Dataset, Edition, Example
 from finetune.errors import InputError
 from finetune.params import PrepareParams
@@ -103,6 +104,39 @@ def test_what_a_killed_prepare_left_is_cleared_away(tmp_path: Path, archives: Pa
     assert sorted(file.name for file in tmp_path.iterdir()) == [".toy.lock", "archives", "toy"]
 
 
+def held(place: Path) -> FileLock:
+    """The lock of a store that somebody is making."""
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    lock.acquire(timeout=0)
+    return lock
+
+
+def test_preparing_any_set_clears_what_killed_prepares_of_others_left(tmp_path: Path, archives: Path) -> None:
+    for left in (".gone.aside", ".gone.new.123", ".gone.old.7", ".at_work.aside", ".other", ".a.aside.txt"):
+        (tmp_path / left).mkdir()
+    lock = held(tmp_path / "at_work")
+    prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy")
+    lock.release()
+    found = {file.name for file in tmp_path.iterdir() if file.is_dir()}
+    assert found == {"archives", "toy", ".at_work.aside", ".other", ".a.aside.txt"}
+
+
+def test_what_the_one_left_that_was_waited_for_and_killed_is_cleared_away(
+    tmp_path: Path, archives: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = held(tmp_path / "toy")
+    waiting = threading.Thread(target=lambda: prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy"))
+    waiting.start()
+    while "another process is preparing it" not in capsys.readouterr().out:
+        waiting.join(0.05)
+        assert waiting.is_alive()
+    (tmp_path / ".toy.aside").mkdir()
+    lock.release()
+    waiting.join(30)
+    assert check(open_store(tmp_path / "toy")) == 200
+    assert not (tmp_path / ".toy.aside").exists()
+
+
 # Room
 
 
@@ -112,18 +146,69 @@ def test_a_disk_that_cannot_hold_the_store_is_said_before_the_work(
     read: list[int] = []
 
     def counted() -> Iterator[Example]:
-        for example in noise():
+        for example in noise(4000):
             read.append(1)
             yield example
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 400_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 11_000_000))
     with pytest.raises(
         InputError,
-        match=r"toy: .* will take about 418 kB more, .* has 400 kB left; make room",
+        match=r"toy: .* of 4,000 images will take about 12 MB more, .* has 11 MB left; make room",
     ):
-        prepare(dataset(counted), "any", SETTINGS, archives, tmp_path / "toy")
-    assert len(read) < 200
+        prepare(dataset(counted, 4000), "any", SETTINGS, archives, tmp_path / "toy")
+    assert len(read) < 2000
     assert not (tmp_path / "toy").exists()
+
+
+class Read:
+    """A reading that has come so far as it is told."""
+
+    def __init__(self, share: float) -> None:
+        self.told = share
+
+    def share(self) -> float:
+        return self.told
+
+    def md5(self) -> dict[str, str]:
+        return {"a.bin": "0" * 32}
+
+
+def test_the_number_of_images_follows_from_the_bytes_that_were_read_where_nothing_tells_it(
+    tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = Read(0.0)
+
+    def slowly() -> Iterator[Example]:
+        for i, example in enumerate(noise(4000), 1):
+            reading.told = i / 4000
+            yield example
+
+    contents = Contents(("a", "b"), slowly(), reading=reading)
+    toy = Dataset("toy", "Toy", 2, ("a.bin",), {}, lambda _: contents)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 11_000_000))
+    with pytest.raises(InputError, match=r"toy: the store of 4,000 images will take about 12 MB more"):
+        prepare(toy, "any", SETTINGS, archives, tmp_path / "toy")
+
+
+def test_cifar_tells_it_in_its_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_archives.write("cifar10", tmp_path / "data")
+    generator, written, add = np.random.default_rng(0), list[int](), Writer.add
+    with tiny_archives.edited(tmp_path / "data" / "cifar-10-python.tar.gz") as files:
+        for member in [member for member in files if "_batch" in member]:
+            rows = generator.integers(0, 256, (1000, 3072)).astype(np.uint8)
+            files[member] = tiny_archives.python2_pickle({b"labels": [0] * 1000, b"data": rows})
+
+    def adding(self: Writer, *args: object) -> None:
+        written.append(1)
+        add(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Writer, "add", adding)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 9_000_000))
+    with pytest.raises(InputError, match=r"cifar10: the store of [\d,]+ images will take about .* more") as caught:
+        prepare(datasets.load("cifar10"), "any", SETTINGS, tmp_path / "data", tmp_path / "cifar10")
+    told = int(str(caught.value).partition(" images")[0].rpartition(" ")[2].replace(",", ""))
+    assert 4000 < told < 7000  # of 6,000: the archive is read a mebibyte at a time
+    assert len(written) == 64
 
 
 def test_a_disk_that_just_holds_it_will_do(tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,9 +274,10 @@ def test_memory_holds_few_images_at_a_time(tmp_path: Path, archives: Path, monke
         add(self, *args, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Writer, "add", adding)
+    monkeypatch.setattr(decoding, "_GROUP", 5 * 3072)  # bytes of five images
     monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda pid: range(2), raising=False)
     prepare(dataset(counted, None), "any", SETTINGS, archives, tmp_path / "toy")
-    assert max(ahead) <= 2 * 4 * 4 + 8  # threads x groups in flight x images in a group, and the next group
+    assert max(ahead) <= 2 * 3 * 5 + 5  # threads x groups in flight for each x images in a group, and the next group
 
 
 def stuck(folder: Path) -> dict[str, str]:
@@ -210,13 +296,10 @@ def test_an_interruption_does_not_wait_for_the_md5(tmp_path: Path, archives: Pat
         prepare(slow, "any", SETTINGS, archives, tmp_path / "toy")
 
 
-def test_a_broken_image_is_told_though_the_md5_takes_long(
-    tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_image_is_told_though_the_md5_takes_long(tmp_path: Path, archives: Path) -> None:
     def broken() -> Iterator[Example]:
         yield Example("train", 0, b"no image", "a.bin: 0")
 
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
     slow = Dataset("toy", "Toy", 2, (), {}, lambda _: Contents(("a", "b"), broken()), digest=stuck)
     with pytest.raises(InputError, match=r"a\.bin: 0: not an image"):
         prepare(slow, "any", SETTINGS, archives, tmp_path / "toy")

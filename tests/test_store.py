@@ -130,7 +130,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "toy")
     meta = tmp_path / "toy" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 99}))
-    with pytest.raises(InputError, match=r"store format 99, expected 2; make it again"):
+    with pytest.raises(InputError, match=r"store format 99, expected 2 or 3; make it again"):
         open_store(tmp_path / "toy")
 
 

@@ -382,7 +382,5 @@ def test_the_model_is_no_option() -> None:
 
 
 def test_an_unknown_plan_is_refused_with_all() -> None:
-    with pytest.raises(
-        InputError, match=r"strategies\.mine: there is no plan 'separate'; .*separate_lr"
-    ):
+    with pytest.raises(InputError, match=r"strategies\.mine: there is no plan 'separate'; .*separate_lr"):
         check_options("mine", "separate", {})

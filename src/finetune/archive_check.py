@@ -1,5 +1,6 @@
-"""Whether archives are those of an edition: md5s before, counts after reading; and what a store was made of."""
+"""Whether archives are those of an edition: md5s and counts; and what a store was made of."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +9,30 @@ from finetune.datasets.archives import md5
 from finetune.errors import InputError, suggest
 from finetune.params import PrepareParams
 
-_ANY = "any"  # the edition of archives that nobody has described: taken as they are
+ANY = "any"  # the edition of archives that nobody has described: taken as they are
 
 
-def source_meta(dataset: Dataset, edition: str, md5: dict[str, str], settings: PrepareParams) -> dict[str, Any]:
+def source_meta(dataset: Dataset, edition: str, md5: Mapping[str, str], settings: PrepareParams) -> dict[str, Any]:
     """What a store is made of, as its meta.json records it."""
     meta: dict[str, Any] = {
-        "edition": edition if dataset.editions else _ANY,
-        "archives_md5": md5,
+        "edition": edition if dataset.editions else ANY,
+        "archives_md5": dict(md5),
         "prepare": settings.model_dump(mode="json"),
     }
     if dataset.options:
         meta["options"] = dict(dataset.options)
     return meta
+
+
+def check_present(dataset: Dataset, folder: Path) -> None:
+    """Raise InputError if an archive of the data set is not in `folder`."""
+    for name in dataset.archives:
+        path = folder / name
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such file; pull it with `dvc pull data/{dataset.name}`, or bring it with "
+                f"`finetune fetch {dataset.name}`"
+            )
 
 
 def check_archives(dataset: Dataset, edition: str, folder: Path) -> dict[str, str]:
@@ -29,35 +41,37 @@ def check_archives(dataset: Dataset, edition: str, folder: Path) -> dict[str, st
     Raises:
         InputError: an archive is missing or is not the edition's.
     """
-    expected = edition_of(dataset, edition)
+    edition_of(dataset, edition)
     if dataset.digest and not dataset.archives:
         return dataset.digest(folder)
+    check_present(dataset, folder)
     found = {}
     for name in dataset.archives:
-        path = folder / name
-        if not path.is_file():
-            raise InputError(
-                f"{path}: no such file; pull it with `dvc pull data/{dataset.name}`, or bring it with "
-                f"`finetune fetch {dataset.name}`"
-            )
-        found[name] = md5(path)
-        if expected and found[name] != expected.md5[name]:
-            of = next((known for known, one in dataset.editions.items() if one.md5.get(name) == found[name]), None)
-            raise InputError(
-                f"{path}: found md5 {found[name]}{f' (the {of} edition)' if of else ''}, expected "
-                f"{expected.md5[name]} of the {edition} edition; bring that file (`finetune fetch {dataset.name}` has "
-                f"the official one), or set study.edition in params.yaml to {of or f'{_ANY}, which takes it as it is'}"
-            )
+        found[name] = md5(folder / name)
+        check_md5s(dataset, edition, folder, found)
     return found
 
 
+def check_md5s(dataset: Dataset, edition: str, folder: Path, found: Mapping[str, str]) -> None:
+    """Raise InputError if one of the md5s `found` of archives in `folder` is not the edition's."""
+    expected = edition_of(dataset, edition)
+    for name, digest in found.items():
+        if expected and digest != expected.md5[name]:
+            of = next((known for known, one in dataset.editions.items() if one.md5.get(name) == digest), None)
+            raise InputError(
+                f"{folder / name}: found md5 {digest}{f' (the {of} edition)' if of else ''}, expected "
+                f"{expected.md5[name]} of the {edition} edition; bring that file (`finetune fetch {dataset.name}` has "
+                f"the official one), or set study.edition in params.yaml to {of or f'{ANY}, which takes it as it is'}"
+            )
+
+
 def edition_of(dataset: Dataset, edition: str) -> Edition | None:
-    if edition == _ANY or not dataset.editions:
+    if edition == ANY or not dataset.editions:
         return None
     if edition not in dataset.editions:
         raise InputError(
             f"params.yaml: study.edition: {dataset.name} has no edition '{edition}'; "
-            f"{suggest(edition, [*dataset.editions, _ANY])}"
+            f"{suggest(edition, [*dataset.editions, ANY])}"
         )
     return dataset.editions[edition]
 

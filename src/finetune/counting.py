@@ -10,8 +10,8 @@ PATIENCE = 10.0  # seconds between two lines
 
 
 @contextmanager
-def counted(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """Give what to call with how many are done so far.
+def counted(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """Give what to call with how many are done so far, and with another total where that becomes known better.
 
     Args:
         what: is being done, such as "prepare cub200".
@@ -32,8 +32,10 @@ def counted(what: str, total: int | None, unit: str) -> Iterator[Callable[[int],
     with tqdm(desc=what, total=total, unit=f" {unit}" if unit != "B" else "B", unit_scale=unit == "B",
               dynamic_ncols=True, disable=None) as bar:  # fmt: skip
 
-        def advance(so_far: int) -> None:
-            nonlocal told, done
+        def advance(so_far: int, of: int | None = None) -> None:
+            nonlocal told, done, total
+            if of is not None and of != total:
+                bar.total = total = of
             bar.update(so_far - done)
             done = so_far
             if bar.disable and (now := time.monotonic()) - told >= PATIENCE:

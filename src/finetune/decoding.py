@@ -6,21 +6,22 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
-from finetune.datasets import Contents, Example
+from finetune.datasets import Example
 from finetune.images import decode, pixels_in, shrink
 from finetune.store_writer import content_hash
 
-_GROUP, _GROUP_BYTES = 4, 1 << 20  # images, encoded bytes: what a thread takes at a time
+_GROUP = 1 << 20  # bytes of pixels, stored, that a thread makes at a time: enough that handing over costs little
+_MOST, _MOST_BYTES = 256, 1 << 20  # images, encoded bytes: at most so many at a time
+_AHEAD = 3  # groups for each thread
 _PIXELS = 16_000_000  # decoded at a time, or a single larger image: some 8 bytes of memory for each
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     pixels: np.ndarray  # uint8, height x width x 3, as stored
     facts: tuple[bytes, bytes, tuple[int, int]]  # hashes of the pixels as stored and as decoded; height, width decoded
 
@@ -45,7 +46,7 @@ class _Room:
                 self._changed.notify_all()
 
 
-def decoded_images(contents: Contents, short_side: int) -> Iterator[tuple[Example, Image]]:
+def decoded_images(examples: Iterable[Example], short_side: int) -> Iterator[tuple[Example, Image]]:
     """Decode, shrink and hash in a pool of threads, in order, few images at a time.
 
     The decoder, the resizing and the hash let go of the interpreter lock.
@@ -66,22 +67,38 @@ def decoded_images(contents: Contents, short_side: int) -> Iterator[tuple[Exampl
         return [(Example(one.split, one.label, b"", one.member), image_of(one)) for one in group]
 
     threads = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    size = _Size()
     with ThreadPoolExecutor(threads) as pool:
-        groups = _grouped(contents.examples)
+        groups = _grouped(examples, size)
         waiting: deque[Future[list[tuple[Example, Image]]]] = deque(
-            pool.submit(work, group) for group in islice(groups, 4 * threads)
+            pool.submit(work, group) for group in islice(groups, _AHEAD * threads)
         )
         while waiting:
-            yield from waiting.popleft().result()
+            done = waiting.popleft().result()
+            size.learn(done)
             waiting.extend(pool.submit(work, group) for group in islice(groups, 1))
+            yield from done
 
 
-def _grouped(examples: Iterable[Example]) -> Iterator[list[Example]]:
+class _Size:
+    """How many images to give a thread at a time, by the size of those that it gave back."""
+
+    def __init__(self) -> None:
+        self.images = 4
+
+    def learn(self, done: list[tuple[Example, Image]]) -> None:
+        largest = max(image.pixels.size for _, image in done)
+        self.images = max(1, min(_MOST, _GROUP // largest, 2 * self.images))
+
+
+def _grouped(examples: Iterable[Example], size: _Size) -> Iterator[list[Example]]:
     group: list[Example] = []
+    weight = 0
     for example in examples:
         group.append(example)
-        if len(group) == _GROUP or sum(len(e.image) for e in group) > _GROUP_BYTES:
+        weight += len(example.image) if isinstance(example.image, bytes) else example.image.nbytes
+        if len(group) >= size.images or weight > _MOST_BYTES:
             yield group
-            group = []
+            group, weight = [], 0
     if group:
         yield group

@@ -81,10 +81,24 @@ def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
 
 def _plain_jpeg(data: bytes) -> bool:
     """Whether this is a JPEG file in colour or grey that is small enough and needs no turning."""
-    if not simplejpeg.is_jpeg(data) or b"Exif\0\0" in data or b"tiff:Orientation" in data:
+    if not simplejpeg.is_jpeg(data):
+        return False
+    end = _start_of_scan(data)
+    if data.find(b"Exif\0\0", 0, end) >= 0 or data.find(b"tiff:Orientation", 0, end) >= 0:
         return False
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return False
     return colours in ("YCbCr", "Gray") and height * width <= (Image.MAX_IMAGE_PIXELS or 0)
+
+
+def _start_of_scan(data: bytes) -> int:
+    """Where the header of a JPEG file ends, which says how the image is turned; the file's end where it never does."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:  # ITU-T T.81, B.1.1: a marker, most with a segment of some length
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return at
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])  # 0xFF again: a fill byte
+    return len(data)

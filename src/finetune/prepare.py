@@ -1,21 +1,20 @@
 """Archives -> store: checks the edition, decodes on all cores, carves validation out of train."""
 
+import gc
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from finetune import duplicates
+from finetune import duplicates, kept
 from finetune.allocator import keep_small_freed_memory
-from finetune.archive_check import check_archives, check_counts, edition_of, source_meta
+from finetune.archive_check import ANY, check_archives, check_counts, check_md5s, check_present, edition_of, source_meta
+from finetune.aside import alone, aside, clear_abandoned
 from finetune.counting import counted, size
-from finetune.datasets import Dataset
+from finetune.datasets import Contents, Dataset, Example
 from finetune.decoding import decoded_images
 from finetune.errors import InputError
 from finetune.params import PrepareParams
@@ -25,12 +24,10 @@ from finetune.store_writer import Writer
 
 _PROBE = 64  # images whose stored size tells the whole store's
 
-_PATIENCE = 5.0  # seconds
-
 
 def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: Path, place: Path) -> Store:
-    """Make the store of a data set at `place`; it appears only when whole. Memory does not grow with the data set,
-    but for some hundred bytes per image.
+    """Make the store of a data set at `place`, unless just that lies there; it appears only when whole. Memory does
+    not grow with the data set, but for some hundred bytes per image.
 
     Raises:
         InputError: archives are missing, are not the edition's, or are broken, or the disk is too small; `place` is
@@ -38,61 +35,83 @@ def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: P
     """
     keep_small_freed_memory()
     try:
-        with _alone(place) as waited:
-            checked = _beside(lambda: check_archives(dataset, edition, archives))
-            if waited and (made := _made_meanwhile(place, source_meta(dataset, edition, checked.result(), settings))):
+        clear_abandoned(place.parent)
+        with alone(place) as waited, _collecting_little():
+            if made := kept.find(dataset, edition, settings, archives, place):
+                print(f"{place}: kept, as archives, settings and code are those it was made with", flush=True)
                 return made
-            _write(dataset, edition, settings, archives, place, checked)
+            if waited and (made := _made_meanwhile(dataset, edition, settings, archives, place)):
+                return made
+            _write(dataset, edition, settings, archives, place)
+            made = open_store(place)
+            kept.note(dataset, made)
+            return made
     except OSError as error:
         raise InputError(
             f"{error.filename or place}: could not be read or written ({error.strerror}) while {place} was made; make "
             "room, choose another disk, or mend its permissions"
         ) from None
-    return open_store(place)
 
 
-def _write(
-    dataset: Dataset,
-    edition: str,
-    settings: PrepareParams,
-    archives: Path,
-    place: Path,
-    checked: Future[dict[str, str]],
-) -> None:
-    aside = place.with_name(f".{place.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was killed
-    writer = None
+def _write(dataset: Dataset, edition: str, settings: PrepareParams, archives: Path, place: Path) -> None:
+    expected = edition_of(dataset, edition)
+    check_present(dataset, archives)
+    shutil.rmtree(aside(place), ignore_errors=True)  # of another process that was killed while this one waited
+    contents, writer = None, None
     try:
-        writer = Writer(aside)
         contents = dataset.read(archives)
-        expected = edition_of(dataset, edition)
-        total = expected.train + expected.test if expected else contents.images
-        own_validation: list[bool] = []  # per image that is not for test
-        with counted(f"prepare {dataset.name}", total, "images") as advance:
-            for done, (example, image) in enumerate(decoded_images(contents, settings.short_side), 1):
-                writer.add(example.split, example.label, image.pixels, example.member, *image.facts)
-                if example.split != "test":
-                    own_validation.append(example.split == "val")
-                if total and done >= _PROBE and done.bit_count() == 1:  # 64, 128, 256, …
-                    _check_room(place, total * writer.size() // done - writer.size(), total)
-                advance(done)
-                if checked.done():
-                    checked.result()
-        source = source_meta(dataset, edition, checked.result(), settings)
+        writer = Writer(aside(place), together=not contents.placed)
+        images = expected.train + expected.test if expected else contents.images
+        _take(dataset.name, contents, settings, writer, place, images)
+        classes = contents.classes
+        if contents.late:
+            late = contents.late()
+            classes = late.classes
+            if late.splits is not None and late.labels is not None:
+                writer.place(late.splits, late.labels)
+        md5 = contents.reading.md5() if contents.reading else check_archives(dataset, edition, archives)
+        check_md5s(dataset, edition, archives, md5)
+        source = source_meta(dataset, edition, md5, settings)
         check_counts(dataset, edition, writer.counts())
-        validation, left_out = _validation(dataset, settings, writer, np.array(own_validation))
-        meta = {"dataset": dataset.name, "edition": source["edition"], "classes": list(contents.classes)}
+        validation, left_out = _validation(dataset, settings, writer)
+        meta = {"dataset": dataset.name, "edition": source["edition"], "classes": list(classes)}
         meta["duplicates"] = _duplicates(writer, validation, left_out)
         writer.finish(validation, {**meta, **source}, left_out)
-        move_into_place(aside, place)
+        move_into_place(aside(place), place)
     except InputError:
-        with suppress(TimeoutError):
-            checked.result(_PATIENCE)  # that it is another edition explains whatever else is wrong with it
+        if expected:  # that it is another edition explains whatever else is wrong with it
+            reading = contents.reading if contents else None
+            check_md5s(dataset, edition, archives, reading.md5() if reading else check_archives(dataset, ANY, archives))
         raise
     finally:
         if writer is not None:
             writer.close()
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside(place), ignore_errors=True)
+
+
+def _take(
+    name: str, contents: Contents, settings: PrepareParams, writer: Writer, place: Path, images: int | None
+) -> None:
+    """Read, decode and write every image.
+
+    Args:
+        images: how many will come; None: nobody knows, so that it is worked out from the bytes that have been read.
+    """
+    read, total = 0, images
+
+    def examples() -> Iterator[Example]:
+        nonlocal read, total
+        for read, example in enumerate(contents.examples, 1):
+            if images is None and contents.reading and read % _PROBE == 0:
+                total = round(read / max(contents.reading.share(), 1e-9))
+            yield example
+
+    with counted(f"prepare {name}", images, "images") as advance:
+        for done, (example, image) in enumerate(decoded_images(examples(), settings.short_side), 1):
+            writer.add(example.split, example.label, image.pixels, example.member, *image.facts)
+            if total and done >= _PROBE and done.bit_count() == 1:  # 64, 128, 256, …
+                _check_room(place, total * writer.size() // done - writer.size(), total)
+            advance(done, total and max(done, total))
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int, first: np.ndarray | None = None) -> np.ndarray:
@@ -119,10 +138,9 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, first: np.ndarray
     return chosen[first]
 
 
-def _validation(
-    dataset: Dataset, settings: PrepareParams, writer: Writer, own: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _validation(dataset: Dataset, settings: PrepareParams, writer: Writer) -> tuple[np.ndarray, np.ndarray]:
     """Which images of the official training split are for validation, and which for nothing: bool, images."""
+    own = writer.own_validation()
     first = duplicates.first_of_kind(writer.hashes("trainval"))
     if not own.any():
         chosen = stratified(writer.labels(), settings.val_fraction, settings.split_seed, first)
@@ -163,41 +181,22 @@ def _check_room(place: Path, needed: int, images: int) -> None:
         )
 
 
-@contextmanager
-def _alone(place: Path) -> Iterator[bool]:
-    """Hold the lock of the store at `place`, waiting for it; gives whether another process had it."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.with_name(f".{place.name}.lock"))
-    waited = False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        waited = True
-        print(f"{place}: another process is preparing it; waits for that", flush=True)
-        lock.acquire()
-    try:
-        yield waited
-    finally:
-        lock.release()
-
-
-def _made_meanwhile(place: Path, source: Mapping[str, Any]) -> Store | None:
+def _made_meanwhile(
+    dataset: Dataset, edition: str, settings: PrepareParams, archives: Path, place: Path
+) -> Store | None:
     try:
         store = open_store(place)
     except InputError:
         return None
+    source = source_meta(dataset, edition, check_archives(dataset, edition, archives), settings)
     return store if source.items() <= store.meta.items() else None
 
 
-def _beside(work: Callable[[], dict[str, str]]) -> "Future[dict[str, str]]":
-    """Do `work` in a thread that nobody waits for when the process is to end."""
-    future: Future[dict[str, str]] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # whoever asks for the result gets it
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
+@contextmanager
+def _collecting_little() -> Iterator[None]:
+    """Spare the garbage collector what has been imported: a look at all of torch takes as long as a hundred images."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -1,15 +1,17 @@
 """The array format on disk: opened memory-mapped, checked. `store_writer` writes it.
 
 A store is a folder. Pixels lie in two flat files, one for the official training split (`trainval.u8`) and one for
-test (`test.u8`). Beside each lie, one entry per image: `<file>.index.npy`, int64 rows (offset, height, width) into it,
-`<file>.labels.npy`, int64, `<file>.content.npy`, uint8 rows of 16 (XXH3 of the pixels), `<file>.original.npy`, int32
-rows (height, width) before shrinking, and `<file>.members.txt`, the name in its archive.
-A split is a choice of images, `<split>.rows.npy`, int64: images are written once, in one pass, whatever the split.
+test (`test.u8`): format 2. Where the archive told the splits only after its images, they lie in one, `pixels.u8`:
+format 3. For each official split there are, one entry per image: `<split>.index.npy`, int64 rows (offset, height,
+width) into its file, `<split>.labels.npy`, int64, `<split>.content.npy`, uint8 rows of 16 (XXH3 of the pixels),
+`<split>.original.npy`, int32 rows (height, width) before shrinking, and `<split>.members.txt`, the name in its archive.
+A split is a choice of these images, `<split>.rows.npy`, int64: they are written once, in one pass, whatever the split.
 `meta.json` names classes, counts, sources, duplicates, format and digest, and has a hash of each small file and of
 itself.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +23,12 @@ import numpy as np
 from finetune.errors import InputError
 from finetune.runs import read_json
 
-FORMAT = 2
+APART, TOGETHER = 2, 3  # formats: a pixel file for each official split, or one for both
+FORMAT = TOGETHER  # the newest
 FILES = ("trainval", "test")
 NUMBERS = ("index", "labels", "content", "rows")  # the arrays that decide a training's numbers
-SPLITS = {"train": "trainval", "val": "trainval", "test": "test"}  # split -> its pixel file
+SPLITS = {"train": "trainval", "val": "trainval", "test": "test"}  # split -> the official one that it is of
+_DIGEST = 2  # the version of its recipe
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ class Store:
         Raises:
             InputError: a file of it is missing, unreadable or too short.
         """
-        file = self.path / f"{SPLITS[name]}.u8"
-        rows, index, labels = (self.array(n) for n in (f"{name}.rows", f"{file.stem}.index", f"{file.stem}.labels"))
+        official = SPLITS[name]
+        file = self.pixel_file(official)
+        rows, index, labels = (self.array(n) for n in (f"{name}.rows", f"{official}.index", f"{official}.labels"))
         try:
             pixels = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
             index, labels = index[rows], labels[rows]
@@ -91,6 +96,10 @@ class Store:
                 f"{file}: found {len(pixels)} bytes, expected {end}; make the store again with {again(self)}"
             )
         return Split(pixels, index, labels)
+
+    def pixel_file(self, official: str) -> Path:
+        """Where the pixels of `trainval` or `test` lie."""
+        return self.path / f"{official if self.meta['format'] == APART else 'pixels'}.u8"
 
     def array(self, name: str) -> np.ndarray:
         """The array in `<name>.npy`."""
@@ -117,9 +126,10 @@ def open_store(path: Path) -> Store:
     if not (path / "meta.json").is_file():
         raise InputError(f"{path}: no store here; make it with `dvc repro -s prepare@{path.name}`")
     store = Store(path, read_json(path / "meta.json"))
-    if store.meta.get("format") != FORMAT:
+    if store.meta.get("format") not in (APART, TOGETHER):
         raise InputError(
-            f"{path}: store format {store.meta.get('format')}, expected {FORMAT}; make it again with {again(store)}"
+            f"{path}: store format {store.meta.get('format')}, expected {APART} or {TOGETHER}; make it again with "
+            f"{again(store)}"
         )
     return store
 
@@ -135,15 +145,28 @@ def broken(store: Store, error: Exception) -> InputError:
 
 def digest(folder: Path, meta: Mapping[str, Any]) -> str:
     """SHA-256 over the class names and the arrays that decide numbers, and so, by each image's hash, over the pixels.
+    Where in which file these lie is no part of it.
 
     Returns:
         64 hex digits.
     """
-    total = hashlib.sha256(json.dumps([meta["format"], meta["classes"]]).encode())
+    total = hashlib.sha256(json.dumps([_DIGEST, meta["classes"]]).encode())
     for file in sorted(folder.glob("*.npy")):
-        if file.name.split(".")[-2] in NUMBERS:
-            total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        kind = file.name.split(".")[-2]
+        if kind in NUMBERS:
+            content = _as_if_apart(np.load(file)) if kind == "index" else file.read_bytes()
+            total.update(file.name.encode() + hashlib.sha256(content).digest())
     return total.hexdigest()
+
+
+def _as_if_apart(index: np.ndarray) -> bytes:
+    """The file of an index into pixels that lie one after another."""
+    ends = np.cumsum(index[:, 1] * index[:, 2] * 3)
+    apart, file = index.copy(), io.BytesIO()
+    apart[1:, 0] = ends[:-1]
+    apart[:1, 0] = 0
+    np.save(file, apart)
+    return file.getvalue()
 
 
 def hashes(folder: Path) -> dict[str, str]:

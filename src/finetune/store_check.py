@@ -1,12 +1,13 @@
 """Whether a store still holds the bytes that were written."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from finetune.counting import counted
 from finetune.errors import InputError
-from finetune.store import FILES, Store, again, broken, hashes, seal
+from finetune.store import APART, FILES, Store, again, broken, hashes, seal
 from finetune.store_writer import content_hash
 
 
@@ -29,13 +30,22 @@ def check(store: Store) -> int:
     for name in sorted(written.keys() | found.keys()):
         if written.get(name) != found.get(name):
             raise _changed(store, name)
-    indexes = {name: store.array(f"{name}.index") for name in FILES}
+    pieces = [_images(store, name) for name in FILES]
+    if store.meta["format"] != APART:  # one file has all
+        both = np.concatenate([index for index, _ in pieces]), np.concatenate([hashes for _, hashes in pieces])
+        order = np.argsort(both[0][:, 0], kind="stable")
+        pieces = [(both[0][order], both[1][order])]
     done = 0
-    with counted(f"check {store.path.name}", sum(map(len, indexes.values())), "images") as advance:
-        for name, index in indexes.items():
-            for _ in _each(store, name, index):
+    with counted(f"check {store.path.name}", sum(len(index) for index, _ in pieces), "images") as advance:
+        for name, (index, written_hashes) in zip(FILES, pieces, strict=False):
+            for _ in _each(store, store.pixel_file(name), index, written_hashes):
                 advance(done := done + 1)
     return done
+
+
+def _images(store: Store, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Index and hashes of the images of an official split."""
+    return store.array(f"{name}.index"), store.array(f"{name}.content")
 
 
 def _changed(store: Store, name: str) -> InputError:
@@ -45,11 +55,14 @@ def _changed(store: Store, name: str) -> InputError:
     )
 
 
-def _each(store: Store, name: str, index: np.ndarray) -> Iterator[None]:
+def _each(store: Store, file: Path, index: np.ndarray, hashes: np.ndarray) -> Iterator[None]:
     """Check one pixel file, image by image."""
-    file, hashes = store.path / f"{name}.u8", store.array(f"{name}.content")
     end = int(index[-1, 0] + index[-1, 1] * index[-1, 2] * 3) if len(index) else 0
-    if (size := file.stat().st_size) != end:
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise broken(store, error) from None
+    if size != end:
         raise InputError(f"{file}: found {size} bytes, expected {end}; make the store again with {again(store)}")
     with file.open("rb") as pixels:
         for row, (_, height, width) in enumerate(index):

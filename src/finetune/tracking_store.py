@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from finetune.errors import InputError
+from finetune.imports import uncollected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,13 +59,14 @@ def connect(root: Path) -> "tuple[MlflowClient, str]":
     # Before the first import of mlflow, which reads some of these then.
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
+    with uncollected():
+        from mlflow import MlflowClient
 
     for chatter in ("alembic", "urllib3", "mlflow.store.db"):
         logging.getLogger(chatter).setLevel(logging.ERROR)
     uri = tracking_uri(root)
     _check_database(uri)
-    with store_lock(root):
+    with store_lock(root), uncollected():  # a client of a database imports SQLAlchemy and more
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client, uri

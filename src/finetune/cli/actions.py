@@ -8,6 +8,7 @@ import click
 from finetune import interruption
 from finetune.cli import check_dataset, cli, load, reads_params, which_run
 from finetune.errors import InputError
+from finetune.imports import uncollected
 
 
 @cli.command()
@@ -63,8 +64,9 @@ def run(
     command.
     """
     with interruption.handled():
-        from finetune import runs, stages, workflow
-        from finetune import study as studies
+        with uncollected():
+            from finetune import runs, stages, workflow
+            from finetune import study as studies
 
         params, _ = load(params_file, tuple(word for text in overrides for word in text.split()))
         studies.check_run(params, dataset, strategy)

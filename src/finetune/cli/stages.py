@@ -7,6 +7,7 @@ import click
 
 from finetune import interruption
 from finetune.cli import BEGAN, SEED, check_dataset, cli, load, reads_params, which_run
+from finetune.imports import uncollected
 
 
 @cli.command()
@@ -77,7 +78,8 @@ def train(
 ) -> None:
     """Train one run (stage train): live in MLflow unless --tracking off."""
     with interruption.handled():
-        from finetune import stages, study
+        with uncollected():
+            from finetune import stages, study
 
         params, layout = load(params_file, overrides)
         study.check_run(params, dataset, strategy)
@@ -97,7 +99,8 @@ def evaluate(
 ) -> None:
     """Predict the test split with a trained run (stage evaluate)."""
     interruption.end_with_dvc()
-    from finetune import runs, stages, study
+    with uncollected():
+        from finetune import runs, stages, study
 
     params, layout = load(params_file, overrides)
     study.check_run(params, dataset, strategy)

@@ -16,11 +16,17 @@ def store() -> None:
 @click.argument("names", nargs=-1, metavar="[DATASET]...")
 @reads_params
 def check(names: tuple[str, ...], params_file: Path, overrides: tuple[str, ...]) -> None:
-    """Read every byte of the store of each DATASET (default: all of the study) and refuse what was changed."""
+    """Read every byte of the store of each DATASET (default: all of the study) and refuse what was changed.
+
+    What a killed prepare left beside the stores is deleted first.
+    """
+    from finetune.aside import clear_abandoned
     from finetune.store import open_store
     from finetune.store_check import check as check_store
 
     params, layout = load(params_file, overrides)
+    for left in clear_abandoned(layout.store("any").parent):
+        click.echo(f"{left}: was left by a killed prepare, deleted")
     for name in names or params.study.datasets:
         check_dataset(params, name)
         opened = open_store(layout.store(name))

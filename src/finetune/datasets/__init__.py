@@ -3,10 +3,10 @@
 import importlib
 import pkgutil
 
-from finetune.datasets.dataset import Contents, Dataset, Edition, Example
+from finetune.datasets.dataset import SPLITS, Contents, Dataset, Edition, Example, Late
 from finetune.errors import InputError, suggest
 
-__all__ = ["Contents", "Dataset", "Edition", "Example", "load", "names"]
+__all__ = ["SPLITS", "Contents", "Dataset", "Edition", "Example", "Late", "load", "names"]
 
 _MACHINERY = {"dataset", "archives", "class_folders"}
 

@@ -1,15 +1,18 @@
 """The layout that CIFAR-10 and CIFAR-100 share, their "python version": pickled dicts of flat images in a .tar.gz."""
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.datasets.archives import check_label, read_members, stream_members
-from finetune.datasets.dataset import Contents, Example, Split
+from finetune.datasets._labelled import check_label
+from finetune.datasets._source import Archives
+from finetune.datasets.archives import stream_members
+from finetune.datasets.dataset import Contents, Example, Late, Split
 from finetune.errors import InputError
 
 
@@ -21,27 +24,84 @@ def read_python_version(
     Raises:
         InputError: as `Dataset.read`, or a pickle holds anything but plain values and arrays.
     """
-    where = f"{archive}: {meta}"
-    names = _unpickle(read_members(archive, [meta])[meta], where).get(names_key)
+    archives = Archives(archive.parent, (archive.name,))
+    reading = _Batches(archives)
+    members = stream_members(archives[archive.name], {meta, *batches})
+    classes, labels = list[str](), dict[str, list[int]]()  # labels whose class names have not come yet, by where
+
+    def name_classes(data: bytes) -> None:
+        where = f"{archive}: {meta}"
+        classes.extend(_names(_unpickle(data, where), names_key, where))
+
+    def check() -> None:
+        for where in list(labels):
+            for index, label in enumerate(labels.pop(where)):
+                check_label(label, len(classes), f"{where}[{index}]")
+
+    def examples(members: Iterable[tuple[str, bytes]]) -> Iterator[Example]:
+        for member, data in members:
+            if member == meta:
+                name_classes(data)
+                continue
+            where = f"{archive}: {member}"
+            batch = _unpickle(data, where)
+            labels[where] = found = _labels(batch, labels_key, where)
+            if classes:
+                check()
+            for example in _examples(batch[b"data"], found, batches[member], f"{archive.name}: {member}"):
+                reading.given += 1 / len(found)
+                yield example
+            reading.begin()
+
+    def late() -> Late:
+        check()
+        return Late(tuple(classes))
+
+    first = next(members)  # of an archive that has none, `stream_members` says so
+    if first[0] != meta:
+        return Contents((), examples(chain([first], members)), late=late, reading=reading)
+    name_classes(first[1])
+    return Contents(tuple(classes), examples(members), late=late, reading=reading)
+
+
+class _Batches:
+    """See `Reading`; the bytes of a batch count as read as its images are given."""
+
+    def __init__(self, archives: Archives) -> None:
+        self.given = 0.0  # of the present batch, 0 to 1
+        self._archives, self._before = archives, 0.0
+
+    def begin(self) -> None:
+        """The next batch will be read now."""
+        self.given, self._before = 0.0, self._archives.share()
+
+    def md5(self) -> dict[str, str]:
+        return self._archives.md5()
+
+    def share(self) -> float:
+        return self._before + self.given * (self._archives.share() - self._before)
+
+
+def _names(content: Mapping[bytes, Any], key: bytes, where: str) -> list[str]:
+    names = content.get(key)
     if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
-        raise InputError(f"{where}: no list of class names under {names_key!r}; get the archive again")
-    classes = tuple(name.decode("latin-1") for name in names)
-    return Contents(classes, _examples(archive, batches, labels_key, len(classes)))
+        raise InputError(f"{where}: no list of class names under {key!r}; get the archive again")
+    return [name.decode("latin-1") for name in names]
 
 
-def _examples(archive: Path, batches: Mapping[str, Split], labels_key: bytes, classes: int) -> Iterator[Example]:
-    for member, data in stream_members(archive, batches):
-        where = f"{archive}: {member}"
-        batch = _unpickle(data, where)
-        rows, labels = batch.get(b"data"), batch.get(labels_key)
-        if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape[1:] == (3 * 32 * 32,)):
-            raise InputError(f"{where}: b'data' is not a uint8 array of n x 3072; get the archive again")
-        if not (isinstance(labels, list) and len(labels) == len(rows) and all(isinstance(k, int) for k in labels)):
-            raise InputError(f"{where}: {labels_key!r} is not a list of {len(rows)} labels; get the archive again")
-        for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
-            image = np.ascontiguousarray(row.reshape(3, 32, 32).transpose(1, 2, 0))  # a row is three planes: R, G, B
-            checked = check_label(label, classes, f"{where}[{index}]")
-            yield Example(batches[member], checked, image, f"{archive.name}: {member}[{index}]")
+def _labels(batch: Mapping[bytes, Any], key: bytes, where: str) -> list[int]:
+    rows, labels = batch.get(b"data"), batch.get(key)
+    if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape[1:] == (3 * 32 * 32,)):
+        raise InputError(f"{where}: b'data' is not a uint8 array of n x 3072; get the archive again")
+    if not (isinstance(labels, list) and len(labels) == len(rows) and all(isinstance(k, int) for k in labels)):
+        raise InputError(f"{where}: {key!r} is not a list of {len(rows)} labels; get the archive again")
+    return labels
+
+
+def _examples(rows: np.ndarray, labels: list[int], split: Split, where: str) -> Iterator[Example]:
+    for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        image = np.ascontiguousarray(row.reshape(3, 32, 32).transpose(1, 2, 0))  # a row is three planes: R, G, B
+        yield Example(split, label, image, f"{where}[{index}]")
 
 
 def _unpickle(data: bytes, where: str) -> dict[bytes, Any]:

@@ -31,6 +31,16 @@ class Listing:
     def __len__(self) -> int:
         return sum(map(len, self.ranks.values())) // RANK
 
+    def see(self, name: str, seed: int) -> bool:
+        """Take note of a path; whether it is an image's."""
+        folder, _, file = name.rpartition("/")
+        self.folders.add(folder)
+        if not is_image(file):
+            return False
+        self.images.setdefault(folder, name)
+        self.ranks.setdefault(folder, bytearray()).extend(rank(seed, folder, file))
+        return True
+
 
 @dataclass(frozen=True)
 class Place:

@@ -12,17 +12,20 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from isal import igzip, igzip_lib
 
 from finetune.counting import counted
+from finetune.datasets._source import Source
+from finetune.datasets._tar import Info, content, inside
 from finetune.datasets._zip_parts import zip_parts
 from finetune.errors import InputError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 _CHUNK = 1 << 20  # bytes
+_GZIP = b"\x1f\x8b"
 _DEEPEST = 16  # folders in one another
 _BROKEN: tuple[type[Exception], ...] = (  # isal is typed as if this were an instance
     igzip_lib.IsalError,  # type: ignore[assignment]
@@ -38,18 +41,31 @@ def nothing(name: str) -> bool:
     return False
 
 
-def members(source: Path, wanted: Callable[[str], bool] = nothing) -> Iterator[tuple[str, bytes | None]]:
+def members(
+    source: Path, wanted: Callable[[str], bool] = nothing, through: Source | None = None
+) -> Iterator[tuple[str, bytes | None]]:
     """(path inside, content) of all that is not hidden: an archive in its own order, a folder in the alphabet's.
 
     A folder's path ends with "/". Content is None but for the files that are wanted: the others are not read, which
     leaves little to do in a .tar or .zip, while a .tar.gz is decompressed all the same.
+
+    Args:
+        through: what the bytes of an archive are read through, to be hashed.
 
     Raises:
         InputError: while streaming: `source` is truncated, damaged or unreadable, or holds what is refused.
     """
     if source.is_dir():
         return _folder(source, wanted)
-    return _zip(source, wanted) if source.suffix.lower() == ".zip" else _tar(source, wanted)
+    return (_zip if source.suffix.lower() == ".zip" else _tar)(source, wanted, through)
+
+
+def packed(source: Path) -> bool:
+    """Whether to list an archive is to decompress it: a .tar.gz by its first two bytes, whatever its name."""
+    if source.is_dir():
+        return False
+    with _whole(source), source.open("rb") as file:
+        return file.read(2) == _GZIP
 
 
 def hidden(name: str) -> bool:
@@ -70,13 +86,13 @@ def _listing(source: Path) -> AbstractContextManager[Callable[[int], None]]:
     return counted(f"list {source.name}", source.stat().st_size, "B")
 
 
-def _tar(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+def _tar(source: Path, wanted: Callable[[str], bool], through: Source | None) -> Iterator[tuple[str, bytes | None]]:
     with (
         _whole(source) as last,
-        source.open("rb") as raw,
+        through.open() if through else source.open("rb") as raw,
         _listing(source) if wanted is nothing else nullcontext(_silent) as advance,
         _unzipped(raw) as file,
-        tarfile.open(fileobj=file, mode="r:") as tar,
+        tarfile.open(fileobj=file, mode="r:", tarinfo=Info) as tar,
     ):
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else all are kept: a gigabyte for a million
@@ -87,8 +103,7 @@ def _tar(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
             if member.isdir() and name:
                 yield f"{name}/", None
             elif name:
-                content: IO[bytes] | None = tar.extractfile(member) if wanted(name) else None
-                yield name, content.read() if content else None
+                yield name, content(tar, member) if wanted(name) else None
             advance(raw.tell())
         last.clear()
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the second block of zeros; tarfile misses none
@@ -97,9 +112,13 @@ def _tar(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
             pass  # gzip checks length and CRC at the very end
 
 
-def _zip(source: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    with _whole(source) as last, _listing(source) if wanted is nothing else nullcontext(_silent) as advance:
-        for archive, info in ((part, info) for part in zip_parts(source) for info in part.infolist()):
+def _zip(source: Path, wanted: Callable[[str], bool], through: Source | None) -> Iterator[tuple[str, bytes | None]]:
+    with (
+        _whole(source) as last,
+        through.open() if through else source.open("rb") as contents,
+        _listing(source) if wanted is nothing else nullcontext(_silent) as advance,
+    ):
+        for archive, info in ((part, info) for part in zip_parts(source, contents) for info in part.infolist()):
             last[:] = [info.filename]
             advance(info.header_offset)
             name = _checked(source, info.filename.replace("\\", "/"))
@@ -149,17 +168,17 @@ def _below(source: Path, inside: str, depth: int) -> Iterator[str]:
 
 def _unzipped(raw: IO[bytes]) -> Any:
     """The .tar in an open file, which gzip's first two bytes tell from a .tar.gz."""
-    packed = raw.read(2) == b"\x1f\x8b"
+    zipped = raw.read(2) == _GZIP
     raw.seek(0)
-    return igzip.open(raw) if packed else nullcontext(raw)
+    return igzip.open(raw) if zipped else nullcontext(raw)
 
 
 def _checked(source: Path, name: str) -> str:
     """The path inside the archive, without "./"; empty for what is hidden."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    path = inside(name)
+    if path is None:
         raise InputError(f"{source}: {name}: a path that leaves its folder, expected one inside; do not unpack this")
-    return "" if any(map(hidden, path.parts)) or not path.parts else str(path)
+    return "" if any(map(hidden, path.split("/"))) else path
 
 
 @contextmanager

@@ -20,13 +20,16 @@ _LARGE, _MANY = 0xFFFFFFFF, 0xFFFF  # "see the end record of ZIP64"
 _LONGEST_COMMENT = 0xFFFF  # bytes
 
 
-def zip_parts(path: Path) -> Iterator[zipfile.ZipFile]:
+def zip_parts(path: Path, contents: IO[bytes]) -> Iterator[zipfile.ZipFile]:
     """The members of the .zip at `path`, some thousand at a time, in its order.
+
+    Args:
+        contents: the same file, which contents are read from.
 
     Raises:
         zipfile.BadZipFile, OSError: while streaming: no .zip, or a damaged one.
     """
-    with path.open("rb") as directory, path.open("rb") as contents:
+    with path.open("rb") as directory:
         start, size, offset = _directory(directory)
         directory.seek(start)
         while size:

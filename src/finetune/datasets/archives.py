@@ -4,16 +4,15 @@ What all readers share: folders and macOS' "._" files are skipped; a link, a dev
 is refused; whatever the metadata list must come, exactly once.
 """
 
-import hashlib
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from isal import igzip, igzip_lib
 
-from finetune.counting import counted
-from finetune.datasets.dataset import Example, Split
+from finetune.datasets._source import Source
+from finetune.datasets._tar import Info, content, inside
 from finetune.errors import InputError
 
 _CHUNK = 1 << 20  # bytes
@@ -26,44 +25,35 @@ def md5(path: Path) -> str:
     Raises:
         InputError: there is no such file, or it cannot be read.
     """
-    total = hashlib.md5(usedforsecurity=False)
-    with (
-        _readable(path),
-        path.open("rb") as file,
-        counted(f"md5 of {path.name}", path.stat().st_size, "B") as advance,
-    ):
-        while chunk := file.read(_CHUNK):
-            total.update(chunk)
-            advance(file.tell())
-    return total.hexdigest()
+    with _readable(path):
+        return Source(path).md5()
 
 
-def read_file(path: Path) -> bytes:
+def read_file(source: Source) -> bytes:
     """A small file that lies beside the archives.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
     """
-    with _readable(path):
-        return path.read_bytes()
+    with _readable(source.path), source.open() as file:
+        return file.read()
 
 
-def read_members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
+def read_members(source: Source, names: Collection[str]) -> dict[str, bytes]:
     """The small members `names`, all of them; reads no further than the last.
 
     Raises:
         InputError: the archive is absent or truncated, or lacks a member.
     """
     found: dict[str, bytes] = {}
-    for name, data in _files(archive, names.__contains__):
+    for name, data in files(source, names.__contains__):
         found[name] = data
         if len(found) == len(names):
-            return found
-    missing = next(name for name in names if name not in found)
-    raise InputError(f"{archive}: {missing}: no such member, but the official layout has it; get the archive again")
+            break
+    return all_of(found, names, source.path)
 
 
-def stream_members(archive: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+def stream_members(source: Source, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the members `names`, each exactly once, in the archive's order; reads to the archive's end.
 
     A ".jpg" that is not among `names` is an error: no official archive has one that its metadata do not list.
@@ -71,8 +61,37 @@ def stream_members(archive: Path, names: Collection[str]) -> Iterator[tuple[str,
     Raises:
         InputError: the archive is absent or truncated, lacks a member, or has one twice or too many.
     """
+    return once(files(source, lambda name: name in names or is_image(name)), names, source.path)
+
+
+def files(source: Source, keep: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the regular files whose name `keep` accepts; the others are passed over unread."""
+    last: list[str] = []  # the member that is being read, for messages
+    with (
+        _readable(source.path, last),
+        source.open() as packed,
+        igzip.open(packed) as unzipped,
+        tarfile.open(fileobj=unzipped, mode="r:", tarinfo=Info) as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # else all are kept: a gigabyte for a million
+            name = _checked_name(source.path, member)
+            last[:] = [name]
+            if member.isreg() and not name.rpartition("/")[2].startswith("._") and keep(name):
+                yield name, content(tar, member)
+        last.clear()
+        while unzipped.read(_CHUNK):
+            pass  # gzip checks length and CRC at the very end, where tarfile does not look
+
+
+def once(members: Iterable[tuple[str, bytes]], names: Collection[str], archive: Path) -> Iterator[tuple[str, bytes]]:
+    """`members`, which have to be `names`, each exactly once.
+
+    Raises:
+        InputError: while streaming: one comes twice, is none of them, or does not come.
+    """
     waiting = set(names)
-    for name, data in _files(archive, lambda name: name in names or name.lower().endswith(".jpg")):
+    for name, data in members:
         if name not in waiting:
             fault = "this member comes twice" if name in names else "the metadata do not list this image"
             raise InputError(f"{archive}: {name}: {fault}; get the official archive again")
@@ -85,29 +104,15 @@ def stream_members(archive: Path, names: Collection[str]) -> Iterator[tuple[str,
         )
 
 
-def labelled_images(
-    archive: Path, rows: Iterable[tuple[str, Split, int]], source: str
-) -> tuple[int, Iterator[Example]]:
-    """How many images `rows` list as (member, split, label from 0), and the images in the archive's order.
-
-    `source` names the metadata that the rows come from, for messages.
-
-    Raises:
-        InputError: a member is listed twice (at once); as `stream_members` (while streaming).
-    """
-    listed: dict[str, tuple[Split, int]] = {}
-    for member, split, label in rows:
-        if member in listed:
-            raise InputError(f"{source}: lists {member} twice, expected once; get the archive again")
-        listed[member] = split, label
-    return len(listed), _labelled_images(archive, listed)
+def all_of(found: dict[str, bytes], names: Collection[str], archive: Path) -> dict[str, bytes]:
+    """`found`, unless it lacks one of `names`: then InputError."""
+    if missing := next((name for name in names if name not in found), None):
+        raise InputError(f"{archive}: {missing}: no such member, but the official layout has it; get the archive again")
+    return found
 
 
-def check_label(label: int, classes: int, where: str) -> int:
-    """`label`, counted from 0, unless there are too few `classes` for it: then InputError naming `where`."""
-    if not 0 <= label < classes:
-        raise InputError(f"{where}: labelled class {label + 1} of {classes}, counting from 1; get the archive again")
-    return label
+def is_image(name: str) -> bool:
+    return name.lower().endswith(".jpg")
 
 
 def as_text(data: bytes, where: str) -> str:
@@ -118,36 +123,9 @@ def as_text(data: bytes, where: str) -> str:
         raise InputError(f"{where}: not UTF-8 text ({error}); get the archive again") from None
 
 
-def _labelled_images(archive: Path, listed: Mapping[str, tuple[Split, int]]) -> Iterator[Example]:
-    for member, data in stream_members(archive, listed):
-        split, label = listed[member]
-        yield Example(split, label, data, f"{archive.name}: {member}")
-
-
-def _files(archive: Path, keep: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the regular files whose name `keep` accepts; the others are passed over unread."""
-    last: list[str] = []  # the member that is being read, for messages
-    with (
-        _readable(archive, last),
-        igzip.open(archive) as unzipped,
-        tarfile.open(fileobj=unzipped, mode="r:") as tar,
-    ):
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # else all are kept: a gigabyte for a million
-            name = _checked_name(archive, member)
-            last[:] = [name]
-            if member.isreg() and not PurePosixPath(name).name.startswith("._") and keep(name):
-                content = tar.extractfile(member)
-                assert content is not None  # a regular file has content
-                yield name, content.read()
-        last.clear()
-        while unzipped.read(_CHUNK):
-            pass  # gzip checks length and CRC at the very end, where tarfile does not look
-
-
 def _checked_name(archive: Path, member: tarfile.TarInfo) -> str:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
+    name = inside(member.name)
+    if name is None:
         raise InputError(
             f"{archive}: {member.name}: a path that leaves its folder, expected one inside it; "
             "do not unpack this archive, get the official one"
@@ -157,7 +135,7 @@ def _checked_name(archive: Path, member: tarfile.TarInfo) -> str:
             f"{archive}: {member.name}: a link or a device, expected only files and folders; "
             "do not unpack this archive, get the official one"
         )
-    return str(path)
+    return name
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune.datasets.archives import check_label, labelled_images, read_file, read_members
+from finetune.datasets._labelled import check_label, labelled_images
+from finetune.datasets._source import Archives
+from finetune.datasets.archives import read_file, read_members
 from finetune.datasets.dataset import Contents, Dataset, Edition, Split
 from finetune.errors import InputError
 
@@ -26,16 +28,17 @@ _TRAIN, _TEST = "cars_train.tgz", "cars_test.tgz"
 
 def read(folder: Path) -> Contents:
     """See `Dataset.read`. Classes are named as in cars_meta.mat, for example AM General Hummer SUV 2000."""
-    devkit = read_members(folder / _DEVKIT, (_META, _TRAIN_LABELS))
+    archives = Archives(folder, (_DEVKIT, _TRAIN, _TEST, _TEST_LABELS))
+    devkit = read_members(archives[_DEVKIT], (_META, _TRAIN_LABELS))
     names = _variable(devkit[_META], "class_names", f"{folder / _DEVKIT}: {_META}")
     classes = tuple(str(name) for name in names)
 
     train_source, test_source = f"{folder / _DEVKIT}: {_TRAIN_LABELS}", f"{folder / _TEST_LABELS}"
     train = _rows(devkit[_TRAIN_LABELS], "train", len(classes), train_source)
-    test = _rows(read_file(folder / _TEST_LABELS), "test", len(classes), test_source)
-    of_train, training = labelled_images(folder / _TRAIN, train, train_source)
-    of_test, testing = labelled_images(folder / _TEST, test, test_source)
-    return Contents(classes, chain(training, testing), of_train + of_test)
+    test = _rows(read_file(archives[_TEST_LABELS]), "test", len(classes), test_source)
+    of_train, training = labelled_images(archives[_TRAIN], train, train_source)
+    of_test, testing = labelled_images(archives[_TEST], test, test_source)
+    return Contents(classes, chain(training, testing), of_train + of_test, reading=archives)
 
 
 DATASET = Dataset(

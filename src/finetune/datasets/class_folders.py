@@ -11,17 +11,19 @@ no image by its name (LICENSE, labels.csv) is passed over, hidden files too. Whi
   `test_seed` and its name alone, so that it is the same however the pool is packed, and adding images moves few.
 """
 
-import hashlib
-import json
-import os
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from finetune.counting import counted
 from finetune.datasets._class_layout import IMAGES, RANK, Listing, Place, each_rank, is_image, rank, sorted_out
-from finetune.datasets._members import ARCHIVES, hidden, members, shown
-from finetune.datasets.archives import md5, read_file
-from finetune.datasets.dataset import Contents, Dataset, Example
+from finetune.datasets._folder_hash import FolderHash
+from finetune.datasets._members import ARCHIVES, hidden, members, packed, shown
+from finetune.datasets._source import Archives
+from finetune.datasets.archives import md5
+from finetune.datasets.dataset import SPLITS, Contents, Dataset, Example, Late
 from finetune.errors import InputError
 
 _FOUND = 5  # entries that a message lists
@@ -37,9 +39,12 @@ def dataset(name: str, title: str = "", archive: str = "", test_fraction: float 
 
     def read(folder: Path) -> Contents:
         source = _source(folder, archive)
-        listing = _listing(source, test_seed)
+        if packed(source):
+            return _unlisted(source, test_fraction, test_seed)
+        listing = _listing(source, test_seed)  # a wrong layout is told before any image is read
         classes, places = sorted_out(source, listing, test_fraction)
-        return Contents(classes, _examples(source, places, test_seed), len(listing))
+        reading = FolderHash(source, len(listing)) if source.is_dir() else Archives(source.parent, (source.name,))
+        return Contents(classes, _examples(source, places, test_seed, reading), len(listing), reading=reading)
 
     return Dataset(
         name=name,
@@ -82,11 +87,11 @@ def _source(folder: Path, archive: str) -> Path:
 def _listing(source: Path, seed: int = 0) -> Listing:
     listing = Listing()
     for name, _ in members(source):
-        folder, _, file = name.rpartition("/")
-        listing.folders.add(folder)
-        if is_image(file):
-            listing.images.setdefault(folder, name)
-            listing.ranks.setdefault(folder, bytearray()).extend(rank(seed, folder, file))
+        listing.see(name, seed)
+    return _checked(source, listing)
+
+
+def _checked(source: Path, listing: Listing) -> Listing:
     if not listing.images:
         raise InputError(f"{source}: found no image, expected class folders of {' '.join(IMAGES)}; bring images")
     for folder, ranks in listing.ranks.items():
@@ -108,17 +113,49 @@ def _twice(source: Path, folder: str) -> str:
     return folder
 
 
-def _examples(source: Path, places: Mapping[str, Place], seed: int) -> Iterator[Example]:
+def _examples(
+    source: Path, places: Mapping[str, Place], seed: int, reading: "Archives | FolderHash"
+) -> Iterator[Example]:
     def wanted(name: str) -> bool:
         return name.rpartition("/")[0] in places and is_image(name)
 
     where = f"{'/'.join(source.parts[-2:])}/" if source.is_dir() else f"{source.name}: "
-    for name, data in members(source, wanted):
+    through = reading[source.name] if isinstance(reading, Archives) else None
+    for name, data in members(source, wanted, through):
         if data is not None:
             folder, _, file = name.rpartition("/")
+            if isinstance(reading, FolderHash):
+                reading.take(folder, data)
             place = places[folder]
             test = place.last and rank(seed, folder, file) <= place.last
             yield Example("test" if test else place.split, place.label, data, where + name)
+
+
+def _unlisted(source: Path, test_fraction: float, seed: int) -> Contents:
+    """Contents of a .tar.gz, which is decompressed once: its last member may be in a new class, or in a first split."""
+    archives, listing = Archives(source.parent, (source.name,)), Listing()
+    numbers, folders = dict[str, int](), array("i")  # number of each folder, and that of each image
+
+    def examples() -> Iterator[Example]:
+        for name, data in members(source, is_image, archives[source.name]):
+            if listing.see(name, seed):
+                folders.append(numbers.setdefault(name.rpartition("/")[0], len(numbers)))
+                assert data is not None
+                yield Example(None, -1, data, f"{source.name}: {name}")
+
+    def late() -> Late:
+        classes, places = sorted_out(source, _checked(source, listing), test_fraction)
+        splits, labels = np.empty(len(folders), np.uint8), np.empty(len(folders), np.int64)
+        order = np.argsort(np.array(folders), kind="stable")  # folder by folder
+        for folder in numbers:
+            place, ranks = places[folder], listing.ranks[folder]
+            images, order = order[: len(ranks) // RANK], order[len(ranks) // RANK :]
+            labels[images], splits[images] = place.label, SPLITS.index(place.split)
+            if place.last:
+                splits[images[[of_one <= place.last for of_one in each_rank(ranks)]]] = SPLITS.index("test")
+        return Late(classes, splits, labels)
+
+    return Contents((), examples(), late=late, placed=False, reading=archives)
 
 
 def _digest(source: Path) -> dict[str, str]:
@@ -126,15 +163,10 @@ def _digest(source: Path) -> dict[str, str]:
     if not source.is_dir():
         return {source.name: md5(source)}
     listing = _listing(source)
-    total, done = hashlib.md5(usedforsecurity=False), 0
+    whole = FolderHash(source, len(listing))
     with counted(f"md5 of {source.name}", len(listing), "images") as advance:
-        for folder in sorted(listing.images, key=lambda folder: f"{folder}/"):  # so are paths sorted, as DVC has them
-            with os.scandir(source / folder) as found:
-                files = sorted(entry.name for entry in found if is_image(entry.name) and entry.is_file())
-            for file in files:
-                content = hashlib.md5(read_file(source / folder / file), usedforsecurity=False).hexdigest()
-                entry = json.dumps({"md5": content, "relpath": f"{folder}/{file}".lstrip("/")}, sort_keys=True)
-                total.update(f"{', ' if done else '['}{entry}".encode())
-                advance(done := done + 1)
-    total.update(b"]")
-    return {".": total.hexdigest()}
+        for name, data in members(source, is_image):
+            if data is not None:
+                whole.take(name.rpartition("/")[0], data)
+                advance(whole.images)
+    return whole.md5()

@@ -4,10 +4,12 @@ Source: Wah, Branson, Welinder, Perona, Belongie, The Caltech-UCSD Birds-200-201
 https://www.vision.caltech.edu/datasets/cub_200_2011/. Bounding boxes, parts and attributes are not used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from finetune.datasets.archives import as_text, check_label, labelled_images, read_members
+from finetune.datasets._labelled import Told, check_label, images_with_tables
+from finetune.datasets._source import Archives
+from finetune.datasets.archives import as_text
 from finetune.datasets.dataset import Contents, Dataset, Edition, Split
 from finetune.errors import InputError
 
@@ -21,15 +23,17 @@ _CLASSES = "CUB_200_2011/classes.txt"  # class id from 1, name
 def read(folder: Path) -> Contents:
     """See `Dataset.read`. Classes are named as in classes.txt, for example 001.Black_footed_Albatross."""
     archive = folder / _ARCHIVE
-    tables = {
-        name: _table(as_text(data, f"{archive}: {name}"), f"{archive}: {name}")
-        for name, data in read_members(archive, (_IMAGES, _LABELS, _SPLITS, _CLASSES)).items()
-    }
-    classes = tables[_CLASSES]
-    if list(classes) != list(range(1, len(classes) + 1)):
-        raise InputError(f"{archive}: {_CLASSES}: class ids are not 1, 2, 3, …; get the archive again")
-    images, examples = labelled_images(archive, _rows(archive, tables), f"{archive}: {_IMAGES}")
-    return Contents(tuple(classes.values()), examples, images)
+
+    def told(found: Mapping[str, bytes]) -> Told:
+        tables = {
+            name: _table(as_text(data, f"{archive}: {name}"), f"{archive}: {name}") for name, data in found.items()
+        }
+        classes = tables[_CLASSES]
+        if list(classes) != list(range(1, len(classes) + 1)):
+            raise InputError(f"{archive}: {_CLASSES}: class ids are not 1, 2, 3, …; get the archive again")
+        return tuple(classes.values()), _rows(archive, tables), f"{archive}: {_IMAGES}"
+
+    return images_with_tables(Archives(folder, (_ARCHIVE,)), _ARCHIVE, (_IMAGES, _LABELS, _SPLITS, _CLASSES), told)
 
 
 DATASET = Dataset(

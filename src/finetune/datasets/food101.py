@@ -8,7 +8,9 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from finetune.datasets.archives import as_text, labelled_images, read_members
+from finetune.datasets._labelled import Told, images_with_tables
+from finetune.datasets._source import Archives
+from finetune.datasets.archives import as_text
 from finetune.datasets.dataset import Contents, Dataset, Edition, Split
 from finetune.errors import InputError
 
@@ -23,13 +25,14 @@ _SPLITS: dict[str, Split] = {  # class name -> image paths under images/, withou
 def read(folder: Path) -> Contents:
     """See `Dataset.read`. Classes are named as in classes.txt, for example apple_pie."""
     archive = folder / _ARCHIVE
-    meta = {
-        name: as_text(data, f"{archive}: {name}") for name, data in read_members(archive, (_CLASSES, *_SPLITS)).items()
-    }
-    classes = tuple(meta[_CLASSES].split())
-    rows = _rows(archive, meta, {name: label for label, name in enumerate(classes)})
-    images, examples = labelled_images(archive, rows, f"{archive}: food-101/meta")
-    return Contents(classes, examples, images)
+
+    def told(found: Mapping[str, bytes]) -> Told:
+        meta = {name: as_text(data, f"{archive}: {name}") for name, data in found.items()}
+        classes = tuple(meta[_CLASSES].split())
+        rows = _rows(archive, meta, {name: label for label, name in enumerate(classes)})
+        return classes, rows, f"{archive}: food-101/meta"
+
+    return images_with_tables(Archives(folder, (_ARCHIVE,)), _ARCHIVE, (_CLASSES, *_SPLITS), told)
 
 
 DATASET = Dataset(
