@@ -90,6 +90,18 @@ def test_blocks_above_the_layers_compared_get_no_gradient() -> None:
     assert all(p.grad is None for p in model.features[15:].parameters())
 
 
+def test_of_the_starts_pass_nothing_is_kept_for_backward_but_the_maps() -> None:
+    model = network()
+    kept: list[Tensor] = []
+    with entered(model, build_plan(model, "delta", {"beta": 0.0, "layers": TWO})) as (_, penalty):
+        model(images(4))
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept):
+            penalty(images(4))
+    # 24 maps of 16 x 16 and 160 of 2 x 2: the trained ones and the start's. The rest is the head's.
+    sizes = sorted(tensor.numel() for tensor in kept if tensor.ndim == 4)
+    assert sizes == sorted(2 * [4 * 160 * 2 * 2, 4 * 24 * 16 * 16])
+
+
 def test_twice_the_same_images_cost_as_much_as_once() -> None:
     model = network()
     with entered(model, with_running_statistics(build_plan(model, "delta", {}))) as (_, penalty):

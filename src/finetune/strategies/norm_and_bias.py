@@ -8,12 +8,18 @@ a batch bind its images together, so the backward pass keeps every activation, a
 
 from torchvision.models import MobileNetV2
 
-from finetune.strategies.norm_only import norms
-from finetune.strategies.plan import Plan
+from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, feature_blocks, tensors_of
 
 PAPER = "Li et al. 2017, arXiv 1603.04779"
 
 
 def plan(model: MobileNetV2) -> Plan:
     """Head at lr; BatchNorm's weights and biases at lr, without weight decay, under batch statistics."""
-    return norms(model, "train")
+    norm = tuple(f"{layer}.{part}" for layer in batchnorm_layers(model) for part in ("weight", "bias"))
+    rest = tuple(name for name in tensors_of(model, feature_blocks()) if name not in set(norm))
+    groups = (
+        Group("head", tensors_of(model, ["classifier"])),
+        Group("norm", norm, decay=False, batchnorm="train"),
+        Group("frozen", rest, frozen=True, batchnorm="eval"),
+    )
+    return Plan("pretrained", (Phase(groups),))

@@ -6,8 +6,6 @@ of Cai et al. 2020, arXiv 2007.11622.
     y = gamma * (x - running mean) / sqrt(running variance + eps) + beta, with gamma and beta trained
 """
 
-from typing import Literal
-
 from torchvision.models import MobileNetV2
 
 from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, feature_blocks, tensors_of
@@ -17,17 +15,11 @@ PAPER = "Frankle et al. 2021, arXiv 2003.00152"
 
 def plan(model: MobileNetV2) -> Plan:
     """Head at lr; BatchNorm's weights and biases at lr, without weight decay."""
-    return norms(model, "affine_only")
-
-
-def norms(model: MobileNetV2, statistics: Literal["affine_only", "train"]) -> Plan:
-    """Head and BatchNorm's weights and biases are trained, on running statistics or, under `train`, on each batch's."""
-    layers = batchnorm_layers(model)
-    norm = tuple(f"{layer}.{part}" for layer in layers for part in ("weight", "bias"))
+    norm = tuple(f"{layer}.{part}" for layer in batchnorm_layers(model) for part in ("weight", "bias"))
     rest = tuple(name for name in tensors_of(model, feature_blocks()) if name not in set(norm))
     groups = (
         Group("head", tensors_of(model, ["classifier"])),
-        Group("norm", norm, decay=False, batchnorm=statistics),
+        Group("norm", norm, decay=False, batchnorm="affine_only"),
         Group("frozen", rest, frozen=True, batchnorm="eval"),
     )
     return Plan("pretrained", (Phase(groups),))

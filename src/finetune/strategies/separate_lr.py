@@ -8,6 +8,11 @@ the 0.6 group stayed empty and the whole backbone ran at 0.4; and it dropped wei
 leave over, or whose scale is 0, are frozen, with BatchNorm on running statistics.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from math import inf
+from typing import Any
+
 from torchvision.models import MobileNetV2
 
 from finetune.errors import InputError
@@ -16,6 +21,23 @@ from finetune.strategies.plan import Group, Phase, Plan, feature_blocks, tensors
 PAPER = ""
 
 
+def _tiers_alone(worked_out: Callable[..., Plan]) -> Callable[..., Plan]:
+    """Refuses `tiers` beside the options that they stand for, also where those are given as they are by default."""
+
+    @wraps(worked_out)
+    def checked(model: MobileNetV2, **options: Any) -> Plan:
+        others = [name for name in ("last_blocks", "last_scale", "deep_scale") if name in options]
+        if "tiers" in options and others:
+            raise InputError(
+                f"separate_lr: tiers: found {others[0]} beside it, expected one of them, as both say which blocks are "
+                "at which rate; leave one out"
+            )
+        return worked_out(model, **options)
+
+    return checked
+
+
+@_tiers_alone
 def plan(
     model: MobileNetV2,
     *,
@@ -35,8 +57,8 @@ def plan(
         tiers: such as [[5, 0.6], [14, 0.4]], instead of the three options above.
 
     Raises:
-        InputError: last_blocks is not in 0 … 18, a scale is not above 0, or tiers are not such pairs of 19 blocks at
-            most.
+        InputError: last_blocks is not in 0 … 18, a scale is not above 0, tiers are not such pairs of 19 blocks at
+            most, or stand beside one of the three.
     """
     if tiers:
         return _tiered(model, tiers, decay)
@@ -62,7 +84,7 @@ def _tiered(model: MobileNetV2, tiers: list, decay: bool) -> Plan:
     groups, frozen, done = [Group("head", tensors_of(model, ["classifier"]), decay=decay)], [], 0
     for number, tier in enumerate(tiers, 1):
         match tier:
-            case [int(count), int(scale) | float(scale)] if count >= 1 and scale >= 0:
+            case [int(count), int(scale) | float(scale)] if count >= 1 and 0 <= scale < inf and count is not True:
                 chosen = blocks[done : done + count]
                 done += count
                 if scale == 0:

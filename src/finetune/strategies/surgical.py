@@ -6,11 +6,16 @@ Lee et al. 2023, arXiv 2210.11466. With `auto`, when an epoch begins and for eac
 
 Theirs keep the head of the classes before; here classes are new and the head is random, which gives it the largest
 ratio by far. So the head is at lr, and the ratios are set against the largest of the other blocks.
+
+Their code (anniesch/surgical-finetuning) has a ratio and a rate per tensor, measures five batches in training mode,
+begins Adam afresh with every epoch, and neither counts nor trains what has "bn" in its name. Here they are per block,
+with BatchNorm's weights and biases, measured in evaluation mode, and Adam goes on.
 """
 
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,46 +27,68 @@ from finetune.strategies.plan import Group, Phase, Plan, feature_blocks, tensors
 
 PAPER = "Lee et al. 2023, arXiv 2210.11466"
 _LEAST = 1e-9  # of the largest ratio: a block whose gradient vanishes stands still, but has a rate
+_BLOCKS: list[Any] = [15, 16, 17, 18]
+_BATCHES = 4
 
 
-def plan(model: MobileNetV2, *, blocks: list = [15, 16, 17, 18], auto: bool = False, batches: int = 4) -> Plan:  # noqa: B006
+def plan(model: MobileNetV2, *, blocks: list = _BLOCKS, auto: bool = False, batches: int = _BATCHES) -> Plan:
     """The head and `blocks` at lr, the rest frozen; or, with `auto`, everything, at rates that are measured.
 
     Args:
-        blocks: numbers of `features`, 0 (next to the image) to 18; not read with `auto`.
+        blocks: numbers of `features`, 0 (next to the image) to 18; "classifier" may be listed, and is trained anyway.
+        auto: instead of `blocks`.
         batches: of training images that the ratios are measured on, with `auto`.
 
     Raises:
-        InputError: blocks are not some of 0 … 18, each once, or batches is below 1.
+        InputError: blocks are not some of 0 … 18 and "classifier", each once, or stand beside auto; batches is below 1,
+            or set without auto.
     """
-    known = feature_blocks()
-    head = Group("head", tensors_of(model, ["classifier"]))
     if batches < 1:
         raise InputError(f"surgical: batches: found {batches}, expected 1 or more")
-    if auto:
-        groups = (head, *(Group(block, tensors_of(model, [block])) for block in known))
-        return Plan(
-            "pretrained", (Phase(groups, scales=partial(relative_gradient_norms, groups=groups, most=batches)),)
+    if not auto and batches != _BATCHES:
+        raise InputError(f"surgical: batches: found {batches} without auto, which alone measures; set auto: true")
+    if not auto:
+        return _chosen(model, blocks)
+    if blocks is not _BLOCKS:
+        raise InputError(
+            f"surgical: blocks: found {blocks} beside auto: true, which trains every block; leave one of them out"
         )
-    numbers = [number for number in blocks if isinstance(number, int) and 0 <= number < len(known)]
-    if not blocks or len(set(numbers)) != len(blocks):
-        raise InputError(f"surgical: blocks: found {blocks}, expected some of 0 to {len(known) - 1}, each once")
-    if len(numbers) == len(known):
-        raise InputError("surgical: blocks: found all of them; take same_lr")
+    groups = tuple(Group(block, tensors_of(model, [block])) for block in feature_blocks())
+    scales = partial(relative_gradient_norms, groups=groups, most=batches)
+    return Plan("pretrained", (Phase((_head(model), *groups), scales=scales),))
+
+
+def _head(model: MobileNetV2) -> Group:
+    return Group("head", tensors_of(model, ["classifier"]))
+
+
+def _chosen(model: MobileNetV2, blocks: list[Any]) -> Plan:
+    known = feature_blocks()
+    numbers = {block for block in blocks if type(block) is int and 0 <= block < len(known)}  # a bool is no number
+    listed = len(numbers) + ("classifier" in blocks)
+    if not blocks or listed != len(blocks):
+        raise InputError(
+            f"surgical: blocks: found {blocks}, expected some of 0 to {len(known) - 1} and classifier, each once"
+        )
+    if not 0 < len(numbers) < len(known):
+        instead = "same_lr" if numbers else "last_layer"
+        raise InputError(f"surgical: blocks: found {blocks}, expected a part of the network; that is {instead}")
     chosen = [known[number] for number in sorted(numbers)]
     rest = [block for block in known if block not in chosen]
     frozen = Group("frozen", tensors_of(model, rest), frozen=True, batchnorm="eval")
-    return Plan("pretrained", (Phase((head, Group("chosen", tensors_of(model, chosen)), frozen)),))
+    return Plan("pretrained", (Phase((_head(model), Group("chosen", tensors_of(model, chosen)), frozen)),))
 
 
 def relative_gradient_norms(
     model: MobileNetV2, batches: Iterator[tuple[Tensor, Tensor]], *, groups: tuple[Group, ...], most: int
 ) -> Mapping[str, float]:
-    """Group -> its ratio over the largest, in (0, 1]; the first group, the head, has none.
+    """Group -> its ratio over the largest, in (0, 1].
 
-    The gradients are of the cross-entropy in float32, with the network as it is given, in evaluation mode.
+    The gradients are of the cross-entropy in float32, with the network as it is given, in evaluation mode. Parameters
+    that want no gradient, as BatchNorm's under `bn: eval`, are not counted.
     """
-    members = {group.name: [model.get_parameter(name) for name in group.tensors] for group in groups[1:]}
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    members = {group.name: [wanted[name] for name in group.tensors if name in wanted] for group in groups}
     every = [parameter for parameters in members.values() for parameter in parameters]
     ratios = dict.fromkeys(members, 0.0)
     for images, labels in islice(batches, most):
