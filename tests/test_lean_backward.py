@@ -119,33 +119,9 @@ def frozen(change: Change = keep_less) -> MobileNetV2:
     return model
 
 
-def test_a_frozen_block_keeps_a_bit_for_each_value_that_relu6_takes() -> None:
-    # features.2 widens 16 channels to 96 at 8 x 8, then halves the sides: ReLU6 takes 96 x 8 x 8 and 96 x 4 x 4 values.
-    x = torch.rand(2, 16, 8, 8, requires_grad=True)
-    assert kept(frozen().features[2], x) == 2 * 96 * (8 * 8 + 4 * 4) // 8
-    # PyTorch: the input, and for both layers of each pair BatchNorm's input and output; the last has an input alone,
-    # of 24 channels. BatchNorm's output is what the next convolution takes.
-    assert kept(frozen(nothing).features[2], x, [x]) == 4 * 2 * (2 * 96 * (8 * 8 + 4 * 4) + 24 * 4 * 4)
-
-
 def test_the_last_relu6_keeps_bits_as_no_convolution_takes_what_comes_out() -> None:
     x = torch.rand(2, 320, 1, 1, requires_grad=True)
     assert kept(frozen().features[18], x) == 2 * 1280 // 8
-
-
-def test_what_a_trained_convolution_takes_is_kept_once_without_bits_beside_it() -> None:
-    model = frozen()
-    model.features[2].conv[1][0].weight.requires_grad_(True)  # depthwise, takes 96 x 8 x 8
-    x = torch.rand(2, 16, 8, 8, requires_grad=True)
-    assert kept(model.features[2], x) == 4 * 2 * 96 * 8 * 8 + 2 * 96 * 4 * 4 // 8
-
-
-def test_full_fine_tuning_keeps_what_it_kept() -> None:
-    def of(change: Change) -> int:
-        make, phase = made("same_lr")
-        return activation_bytes(lambda: changed(make(), change), [phase], recipe(), 4)
-
-    assert of(keep_less) == of(nothing)
 
 
 def changed(model: MobileNetV2, change: Change) -> MobileNetV2:
@@ -220,16 +196,6 @@ def test_the_names_of_tensors_stay() -> None:
     before = list(model.state_dict())
     keep_less(model)
     assert list(model.state_dict()) == before
-
-
-def test_phases_may_freeze_and_unfreeze() -> None:
-    model = frozen()
-    x = torch.rand(2, 16, 8, 8, requires_grad=True)
-    lean = kept(model.features[2], x)
-    model.requires_grad_(True)
-    assert kept(model.features[2], x, [x]) == kept(frozen(nothing).features[2].requires_grad_(True), x, [x]) > lean
-    model.requires_grad_(False)
-    assert kept(model.features[2], x) == lean
 
 
 def test_a_copy_looks_at_its_own_layers() -> None:
