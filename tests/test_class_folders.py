@@ -1,5 +1,6 @@
 """Images of one's own: every layout and packing, what is refused, and where test and validation come from."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -229,7 +230,7 @@ def test_test_takes_one_image_at_least_and_leaves_one(images: int, test: int, fo
     ],
 )
 def test_a_layout_that_is_none_is_refused(files: dict[str, bytes], expected: str, folder: Path, tmp_path: Path) -> None:
-    for form in ("own.tar", "own.zip", "bare"):
+    for form in ("own.tar", "own.tar.gz", "own.zip", "bare"):
         at = tmp_path / f"in {form}"
         at.mkdir()
         place = write(at / form if Path(form).suffix else at, files)
@@ -391,16 +392,19 @@ def test_an_encrypted_member_is_refused(folder: Path) -> None:
     assert "a.zip: train/ant/0.jpg: encrypted, expected a .zip without a password" in fault(folder)
 
 
-@pytest.mark.parametrize("form", ["a.tar", "a.zip"])
+@pytest.mark.parametrize("form", ["a.tar", "a.tar.gz", "a.zip"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_member_that_comes_twice_is_refused(form: str, folder: Path) -> None:
-    place = write(folder / form, split(train=2, test=1))
+    place = write(folder / form.removesuffix(".gz"), split(train=2, test=1))
     if form == "a.zip":
         with zipfile.ZipFile(place, "a") as zipped:
             zipped.writestr("train/bee/1.jpg", b"")
     else:
         with tarfile.open(place, "a") as tar:
             tar.addfile(tarfile.TarInfo("train/bee/1.jpg"), io.BytesIO())
+    if form == "a.tar.gz":
+        (folder / form).write_bytes(gzip.compress(place.read_bytes()))
+        place.unlink()
     assert f"{form}: train/bee/1.jpg: this member comes twice" in fault(folder)
 
 
@@ -485,7 +489,23 @@ def test_the_md5_of_a_folder_is_that_of_the_list_that_dvc_writes(folder: Path) -
     assert own().digest(folder) == {".": whole}  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("form", ["own.tar", "own.zip", "own"])
+def test_images_that_come_or_go_while_a_folder_is_read_are_noticed(folder: Path) -> None:
+    write(folder, split(train=2, test=1))
+    contents = own().read(folder)
+    whole(contents)
+    (folder / "train" / "bee" / "9.jpg").write_bytes(jpeg(1))
+    assert contents.reading is not None
+    with pytest.raises(InputError, match=r"train/bee: 2 images were read and 3 are there now"):
+        contents.reading.md5()
+
+
+@pytest.mark.parametrize("name", ["own.tar", "own.tgz"])
+def test_a_tar_is_known_by_its_bytes_whatever_its_name(name: str, folder: Path) -> None:
+    write(folder / f"x{'.tgz' if name == 'own.tar' else '.tar'}", split(train=4, test=2)).rename(folder / name)
+    assert counts(folder) == each(train=4, test=2)
+
+
+@pytest.mark.parametrize("form", ["own.tar", "own.tar.gz", "own.zip", "own"])
 def test_names_are_not_kept(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_zip_parts, "_MEMBERS", 100)
 
@@ -506,7 +526,7 @@ def test_names_are_not_kept(form: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_same_images_in_another_form_give_an_equal_split(tmp_path: Path) -> None:
     digests = set()
-    for form in ("own.tar", "own"):
+    for form in ("own.tar", "own.tar.gz", "own"):
         at = tmp_path / form.replace(".", "_")
         files = dict(sorted(pool(10).items()))  # a folder is read in the alphabet's order
         write(at / form if Path(form).suffix else at, files)

@@ -166,6 +166,117 @@ def test_repacked_members_that_start_with_a_dot_are_read(name: str, folder: Path
     assert len(examples(name, folder)) == 18
 
 
+def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the bytes that are read of each file, from now on."""
+    counts: Counter[str] = Counter()
+    real = Path.open
+
+    class Raw(io.FileIO):
+        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+            count = super().readinto(buffer) or 0
+            counts[Path(str(self.name)).name] += count
+            return count
+
+        def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+            data = super().read(-1 if size is None else size) or b""
+            counts[Path(str(self.name)).name] += len(data)
+            return data
+
+        def readall(self) -> bytes:
+            data = super().readall()
+            counts[Path(str(self.name)).name] += len(data)
+            return data
+
+    def opened(path: Path, mode: str = "r", buffering: int = -1, *more: object, **named: object) -> object:
+        if "b" in mode and "r" in mode:
+            return Raw(path) if buffering == 0 else io.BufferedReader(Raw(path))
+        return real(path, mode, buffering, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "open", opened)
+    return counts
+
+
+@pytest.mark.parametrize("name", [*NAMES, "own.tar.gz", "own.tgz"])
+def test_each_archive_is_read_once_with_its_md5(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(name, folder, train=8, test=4)
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    counts = read_bytes(monkeypatch)
+    contents = dataset(name).read(folder)
+    whole(contents)
+    assert contents.reading is not None
+    contents.reading.md5()
+    first_bytes = 2 if name.startswith("own") else 0  # that tell a .tar from a .tar.gz
+    assert counts == {name: size + first_bytes for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize("form", ["own.tar", "own.zip"])
+def test_the_contents_of_an_archive_that_can_be_listed_are_read_once(
+    form: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {f"{kind}/{i}.jpg": np.random.default_rng(i).bytes(50_000) for kind in "ab" for i in range(20)}
+    size = own_images.write(folder / form, images).stat().st_size
+    counts = read_bytes(monkeypatch)
+    contents = dataset(form).read(folder)
+    whole(contents)
+    assert contents.reading is not None
+    contents.reading.md5()
+    listing = len(images) * 8192 + 70_000  # a buffer for each header; what may hold the end of a .zip
+    assert size <= counts[form] <= size + listing
+
+
+def test_the_images_of_a_folder_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("own", folder)
+    sizes = Counter[str]()
+    for file in folder.rglob("*.jpg"):
+        sizes[file.name] += file.stat().st_size
+    counts = read_bytes(monkeypatch)
+    contents = dataset("own").read(folder)
+    whole(contents)
+    assert contents.reading is not None
+    contents.reading.md5()
+    assert counts == sizes
+
+
+def test_the_md5_is_the_same_whether_images_are_read_or_not(any_name: str, folder: Path) -> None:
+    write(any_name, folder)
+    contents = dataset(any_name).read(folder)
+    whole(contents)
+    digest = dataset(any_name).digest
+    files = [folder / name for name in dataset(any_name).archives]
+    expected = digest(folder) if digest else {file.name: md5(file) for file in files}
+    assert contents.reading is not None
+    assert contents.reading.md5() == expected
+    assert contents.reading.share() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "first"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz", ".meta"),
+        ("cifar100", "cifar-100-python.tar.gz", "meta"),
+        ("cub200", "CUB_200_2011.tgz", ".txt"),
+        ("food101", "food-101.tar.gz", (".txt", ".json")),
+    ],
+)
+def test_metadata_that_come_first_give_the_same_and_give_it_at_once(
+    name: str, archive: str, first: str | tuple[str, ...], folder: Path
+) -> None:
+    write(name, folder)
+    last, expected = dataset(name).read(folder), examples(name, folder)
+    with tiny_archives.edited(folder / archive) as files:
+        everything = sorted(files.items(), key=lambda item: not item[0].endswith(first))
+        files.clear()
+        files.update(everything)
+    contents = dataset(name).read(folder)
+    assert contents.classes == tiny_archives.class_names(name)
+    assert last.classes == ()
+    assert contents.placed
+    assert last.placed == name.startswith("cifar")
+    assert contents.images == (None if name.startswith("cifar") else 18)
+    found = list(contents.examples)
+    assert [(e.split, e.label, e.member) for e in found] == [(e.split, e.label, e.member) for e in expected]
+
+
 def test_cifar_row_is_three_planes(folder: Path) -> None:
     tiny_archives.write("cifar10", folder, classes=1, train=0, test=1)
     row = np.zeros((1, 3072), np.uint8)

@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -69,3 +69,23 @@ def test_images_keep_their_size_and_hash_from_before_shrinking() -> None:
     assert content != decoded
     assert small.facts[0] == small.facts[1]
     assert small.facts[2] == (8, 8)
+
+
+def test_small_images_go_to_a_thread_many_at_a_time_and_large_ones_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    grouped = decoding._grouped
+
+    def counting(examples: Iterable[Example], size: decoding._Size) -> Iterator[list[Example]]:
+        for group in grouped(examples, size):
+            groups.append(len(group))
+            yield group
+
+    monkeypatch.setattr(decoding, "_grouped", counting)
+    monkeypatch.setattr(decoding, "_GROUP", 100_000)
+    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda pid: range(1), raising=False)
+    small = [Example("train", 0, np.zeros((10, 10, 3), np.uint8), "a") for _ in range(5000)]
+    large = [Example("train", 0, np.zeros((200, 300, 3), np.uint8), "b") for _ in range(50)]
+    assert len(list(decoded_images([*small, *large], 1000))) == 5050
+    assert groups[0] == 4
+    assert max(groups) == 256
+    assert groups[-5:] == [1] * 5

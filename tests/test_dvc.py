@@ -1,6 +1,7 @@
 """The stages through the real DVC: what an edit reruns, and what it does not. The tests go on from one another."""
 
 import json
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -102,11 +103,15 @@ def test_editing_a_plans_file_retrains_its_variants_only(checkout: Checkout) -> 
     checkout.dvc("repro")
 
 
-def test_a_training_repeated_at_another_time_reruns_nothing_after_it(checkout: Checkout) -> None:
+def test_a_training_repeated_at_another_time_in_another_mlflow_run_reruns_nothing_after_it(
+    checkout: Checkout, tmp_path: Path
+) -> None:
     cost = checkout.root / "runs" / "cifar10" / "same_lr" / "0" / "cost.json"
     before = cost.read_bytes()
-    checkout.dvc("repro", "-f", "-s", "train@cifar10-same_lr-0")
+    elsewhere = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    checkout.dvc("repro", "-f", "-s", "train@cifar10-same_lr-0", MLFLOW_TRACKING_URI=elsewhere)
     assert cost.read_bytes() != before  # the times did change
+    assert list(tracked(elsewhere).values()) == [("cifar10/same_lr/0", "true")]
     assert checkout.ran(checkout.dvc("repro")) == []
 
 
@@ -130,19 +135,20 @@ def test_two_trainings_run_at_once(checkout: Checkout) -> None:
 
 def test_exp_run_sets_a_parameter_and_keeps_the_workspaces_mlflow_runs(checkout: Checkout) -> None:
     checkout.commit()
-    before = tracked(checkout)
+    store = f"sqlite:///{checkout.root / 'mlflow.db'}"
+    before = tracked(store)
     output = checkout.dvc("exp", "run", "--temp", "-S", "training.epochs=1", "-S", "study.datasets=[cifar10]")
     assert "Ran experiment" in output
     assert not list((checkout.root / ".dvc" / "tmp" / "exps").glob("**/mlflow.db"))
-    after = tracked(checkout)
+    after = tracked(store)
     assert {run: after[run] for run in before} == before
     added = [after[run] for run in after.keys() - before.keys()]
     assert sorted(added) == [("cifar10/from_scratch/0", "false"), ("cifar10/same_lr/0", "false")]
 
 
-def tracked(checkout: Checkout) -> dict[str, tuple[str, str]]:
+def tracked(store: str) -> dict[str, tuple[str, str]]:
     """Every run in MLflow by its id: name, and whether it is current."""
-    client = MlflowClient(f"sqlite:///{checkout.root / 'mlflow.db'}")
+    client = MlflowClient(store)
     found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     return {run.info.run_id: (run.info.run_name or "", run.data.tags["current"]) for run in found}
 

@@ -129,6 +129,24 @@ def test_a_rotated_grayscale_jpeg_is_upright_and_rgb() -> None:
     assert decode(encoded(stored, "JPEG", exif=exif), "here").shape == (24, 8, 3)
 
 
+def test_what_turns_a_jpeg_is_found_behind_other_parts_of_the_header() -> None:
+    """A preview, say, which begins and ends as the image does; and bytes that fill."""
+    data = rotated(6, "JPEG", quality=95, subsampling=0)
+    preview = b"\xff\xd8\xff\xda\0\3\0\xff\xd9"
+    part = b"\xff\xed" + (len(preview) + 2).to_bytes(2, "big") + preview
+    for before in (part, b"\xff\xff" + part[1:], 3 * part + b"\xff"):
+        found = decode(data[:2] + before + data[2:], "here")
+        assert np.array_equal(found, decode(data, "here"))
+        assert found.shape == quarters().shape
+
+
+def test_a_jpeg_that_is_turned_by_xmp_is_upright() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+    stored = np.ascontiguousarray(STORED[6](quarters()))
+    data = encoded(Image.fromarray(stored), "JPEG", quality=95, subsampling=0, xmp=xmp)
+    assert decode(data, "here").shape == quarters().shape
+
+
 # What cannot be read
 
 

@@ -1,6 +1,5 @@
 """Frozen layers keep next to nothing for the backward pass, and send the same gradients through."""
 
-import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
@@ -119,9 +118,48 @@ def frozen(change: Change = keep_less) -> MobileNetV2:
     return model
 
 
-def test_the_last_relu6_keeps_bits_as_no_convolution_takes_what_comes_out() -> None:
-    x = torch.rand(2, 320, 1, 1, requires_grad=True)
-    assert kept(frozen().features[18], x) == 2 * 1280 // 8
+def test_a_frozen_block_keeps_a_bit_for_each_value_that_relu6_takes() -> None:
+    # features.2 widens 16 channels to 96 at 8 x 8, then halves the sides: ReLU6 takes 96 x 8 x 8 and 96 x 4 x 4 values.
+    x = torch.rand(2, 16, 8, 8, requires_grad=True)
+    assert kept(frozen().features[2], x) == 2 * 96 * (8 * 8 + 4 * 4) // 8
+    # PyTorch: what each BatchNorm takes, what it gives, and that cut, which the next convolution takes; what the last
+    # BatchNorm takes, of 24 channels.
+    assert kept(frozen(nothing).features[2], x, [x]) == 4 * 2 * (3 * 96 * (8 * 8 + 4 * 4) + 24 * 4 * 4)
+
+
+def test_what_a_trained_convolution_takes_is_kept() -> None:
+    model = frozen()
+    model.features[2].conv[1][0].weight.requires_grad_(True)  # depthwise, takes 96 x 8 x 8
+    x = torch.rand(2, 16, 8, 8, requires_grad=True)
+    assert kept(model.features[2], x) == 4 * 2 * 96 * 8 * 8 + 2 * 96 * (8 * 8 + 4 * 4) // 8
+
+
+def test_phases_may_freeze_and_unfreeze() -> None:
+    model = frozen()
+    x = torch.rand(2, 16, 8, 8, requires_grad=True)
+    bits = 2 * 96 * (8 * 8 + 4 * 4) // 8
+    model.requires_grad_(True)
+    # What each BatchNorm takes, and each convolution, but for x.
+    assert kept(model.features[2], x, [x]) == 4 * 2 * (2 * 96 * (8 * 8 + 4 * 4) + 24 * 4 * 4) + bits
+    model.requires_grad_(False)
+    assert kept(model.features[2], x) == bits
+
+
+def test_full_fine_tuning_keeps_a_copy_less_of_what_relu6_takes() -> None:
+    taken: list[int] = []
+
+    def counting(model: MobileNetV2) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.ReLU6):
+                module.register_forward_hook(lambda _, inputs, output: taken.append(output.numel()))
+
+    def of(change: Change) -> int:
+        make, phase = made("same_lr")
+        return activation_bytes(lambda: changed(make(), change), [phase], recipe(), 4)
+
+    before = of(counting)
+    assert len(taken) == 35
+    assert of(keep_less) == before - sum(taken) * 4 + sum(taken) // 8
 
 
 def changed(model: MobileNetV2, change: Change) -> MobileNetV2:
@@ -196,14 +234,6 @@ def test_the_names_of_tensors_stay() -> None:
     before = list(model.state_dict())
     keep_less(model)
     assert list(model.state_dict()) == before
-
-
-def test_a_copy_looks_at_its_own_layers() -> None:
-    model = frozen()
-    other = copy.deepcopy(model)
-    model.requires_grad_(True)
-    x = torch.rand(2, 16, 8, 8, requires_grad=True)
-    assert kept(other.features[2], x) == 2 * 96 * (8 * 8 + 4 * 4) // 8
 
 
 def test_layers_that_others_have_changed_are_left_alone() -> None:

@@ -3,13 +3,16 @@
 import hashlib
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.datasets import Dataset, Edition, Example
+import tiny_archives
+from finetune import datasets
+from finetune.datasets import SPLITS, Contents, Dataset, Edition, Example, Late
 from finetune.errors import InputError
 from finetune.params import PrepareParams
 from finetune.prepare import check_archives, prepare, stratified
@@ -74,6 +77,58 @@ def test_order_holds_over_more_examples_than_are_decoded_at_a_time(
     settings = PrepareParams(short_side=8, val_fraction=0)
     store = prepare(make_toy(examples=numbered), "any", settings, toy_archives, tmp_path / "toy")
     assert [int(image[0, 0, 0]) for image in pixels(store, "train")] == [i % 251 for i in range(400)]
+
+
+def late(early: Dataset, mixed: np.ndarray) -> Dataset:
+    """The same data set, whose images come in the order `mixed` and whose splits and labels come after them."""
+
+    def read(folder: Path) -> Contents:
+        contents = early.read(folder)
+        examples = list(contents.examples)
+        told = [examples[i] for i in mixed]
+        splits = np.array([SPLITS.index(example.split or "train") for example in told], np.uint8)
+        labels = np.array([example.label for example in told])
+        stream = (replace(example, split=None, label=-1) for example in told)
+        return Contents((), stream, late=lambda: Late(contents.classes, splits, labels), placed=False)
+
+    return replace(early, read=read)
+
+
+def test_splits_and_labels_that_come_last_give_the_same_store(
+    tmp_path: Path, toy_archives: Path, make_toy: MakeToy
+) -> None:
+    early = make_toy()  # 36 training images, then 12 for test
+    mixed = np.insert(np.arange(36), np.arange(12) * 3, np.arange(36, 48))
+    one = prepare(early, "any", SETTINGS, toy_archives, tmp_path / "one")
+    other = prepare(late(early, mixed), "any", SETTINGS, toy_archives, tmp_path / "other")
+    assert other.digest == one.digest
+    for split in ("train", "val", "test"):
+        assert other.split(split).labels.tolist() == one.split(split).labels.tolist()
+        assert other.members(split) == one.members(split)
+        assert all(np.array_equal(a, b) for a, b in zip(pixels(other, split), pixels(one, split), strict=True))
+    assert {k: v for k, v in other.meta.items() if k not in ("format", "files", "seal")} == {
+        k: v for k, v in one.meta.items() if k not in ("format", "files", "seal")
+    }
+
+
+def test_what_is_wrong_with_late_labels_leaves_nothing(tmp_path: Path, toy_archives: Path, make_toy: MakeToy) -> None:
+    def damaged() -> Late:
+        raise InputError("toy.bin: labels.txt: not UTF-8 text")
+
+    contents = Contents((), (replace(example, split=None) for example in few()), late=damaged, placed=False)
+    toy = replace(make_toy(), read=lambda folder: contents)
+    with pytest.raises(InputError, match=r"labels\.txt: not UTF-8"):
+        prepare(toy, "any", SETTINGS, toy_archives, tmp_path / "toy")
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "cub200", "cars196", "food101"])
+def test_the_md5s_of_a_store_are_those_of_its_archives(name: str, tmp_path: Path) -> None:
+    tiny_archives.write(name, tmp_path / "data")
+    store = prepare(datasets.load(name), "any", SETTINGS, tmp_path / "data", tmp_path / "store")
+    assert store.meta["archives_md5"] == {
+        file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in (tmp_path / "data").iterdir()
+    }
 
 
 def test_files_are_decoded_and_shrunk(tmp_path: Path, toy_archives: Path, make_toy: MakeToy) -> None:

@@ -2,13 +2,17 @@
 
 import itertools
 import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from finetune import store_writer
 from finetune.errors import InputError
 from finetune.store import Split, Store, open_store
+from finetune.store_check import check
 from finetune.store_writer import Writer
 
 SHAPES = [(4, 5), (3, 3), (6, 2), (1, 8), (5, 5)]
@@ -28,8 +32,21 @@ def write(place: Path, classes: tuple[str, ...] = ("a", "b"), first: int = 0) ->
     return open_store(place)
 
 
-def test_pixels_and_labels_come_back_exactly_in_the_order_they_came(tmp_path: Path) -> None:
-    store, originals = write(tmp_path / "toy"), images()
+def write_late(place: Path) -> Store:
+    """The same as `write`, of a stream that mixes the splits and tells them at its end: test, train, test, train, …"""
+    writer, originals = Writer(place, together=True), images()
+    for i in (3, 0, 4, 1, 2):
+        writer.add(None, -1, originals[i])
+    writer.place(np.array([2, 0, 2, 0, 0], np.uint8), np.array([1, 0, 0, 1, 0]))
+    writer.finish(np.array([True, False, True]), {"dataset": place.name, "classes": ["a", "b"]})
+    return open_store(place)
+
+
+@pytest.mark.parametrize("made", [write, write_late])
+def test_pixels_and_labels_come_back_exactly_in_the_order_they_came(
+    made: Callable[[Path], Store], tmp_path: Path
+) -> None:
+    store, originals = made(tmp_path / "toy"), images()
     for name, rows in (("train", [1]), ("val", [0, 2]), ("test", [3, 4])):
         split = store.split(name)
         assert len(split) == len(rows)
@@ -59,6 +76,53 @@ def test_pixels_are_written_once_whatever_the_split(tmp_path: Path) -> None:
     sizes = [height * width * 3 for height, width in SHAPES]
     assert (tmp_path / "toy" / "trainval.u8").stat().st_size == sum(sizes[:3])
     assert (tmp_path / "toy" / "test.u8").stat().st_size == sum(sizes[3:])
+
+
+def test_splits_that_are_told_late_share_one_file(tmp_path: Path) -> None:
+    store = write_late(tmp_path / "toy")
+    assert store.meta["format"] == 3
+    assert [file.name for file in store.path.glob("*.u8")] == ["pixels.u8"]
+    assert store.path.joinpath("pixels.u8").stat().st_size == sum(height * width * 3 for height, width in SHAPES)
+
+
+def test_splits_that_are_told_late_have_names_and_sizes_of_their_own(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "toy", together=True)
+    for name, size in (("a", 2), ("b\n", 3), ("c", 4), ("d", 5)):
+        writer.add(None, -1, np.zeros((size, size, 3), np.uint8), name, original=(10 * size, 10))
+    writer.place(np.array([2, 0, 1, 0], np.uint8), np.array([0, 1, 0, 1]))
+    assert writer.counts() == {"train": 3, "test": 1}
+    assert writer.own_validation().tolist() == [False, True, False]
+    assert writer.member("trainval", 1) == "c"
+    writer.finish(writer.own_validation(), {"classes": ["a", "b"]})
+    store = open_store(tmp_path / "toy")
+    assert [store.members(name) for name in ("train", "val", "test")] == [["b\n", "d"], ["c"], ["a"]]
+    assert store.array("trainval.original").tolist() == [[30, 10], [40, 10], [50, 10]]
+    assert not (tmp_path / "toy" / "members.txt").exists()
+
+
+def test_a_system_that_writes_less_than_it_is_given_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.writev, list[int]()
+
+    def writev(file: int, parts: Sequence[memoryview]) -> int:
+        calls.append(len(parts))
+        return real(file, [parts[0][:7]] if len(calls) % 3 else [*parts[:-1], parts[-1][:1]])
+
+    monkeypatch.setattr(store_writer.os, "writev", writev)
+    store, originals = write(tmp_path / "toy"), images()
+    assert len(calls) > 10
+    assert check(store) == 5
+    assert np.array_equal(store.split("test").image(1), originals[4])
+
+
+def test_pixels_are_written_some_mebibytes_at_a_time(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "toy")
+    large = np.zeros((1000, 300, 3), np.uint8)
+    for written in (0, 1_800_000, 1_800_000, 3_600_000):
+        writer.add("train", 0, large)
+        assert (tmp_path / "toy" / "trainval.u8").stat().st_size == written
+    writer.close()
 
 
 def test_meta_has_classes_counts_and_what_the_writer_was_told(tmp_path: Path) -> None:
@@ -92,6 +156,12 @@ def test_the_same_content_has_the_same_digest_wherever_it_lies(tmp_path: Path) -
     first, second = write(tmp_path / "one"), write(tmp_path / "two")
     assert first.digest == second.digest
     assert len(first.digest) == 64
+
+
+def test_the_digest_is_the_same_whether_the_splits_came_early_or_late(tmp_path: Path) -> None:
+    early, late = write(tmp_path / "one"), write_late(tmp_path / "two")
+    assert early.meta["format"] == 2
+    assert early.digest == late.digest
 
 
 def test_other_labels_have_another_digest(tmp_path: Path) -> None:
@@ -164,6 +234,14 @@ def test_truncated_pixels_are_refused_with_both_sizes(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(InputError, match=rf"test\.u8: found {whole - 10} bytes, expected {whole}"):
         store.split("test")
+
+
+def test_truncated_pixels_of_both_splits_are_refused(tmp_path: Path) -> None:
+    store = write_late(tmp_path / "toy")
+    file = tmp_path / "toy" / "pixels.u8"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"pixels\.u8: found \d+ bytes, expected"):
+        store.split("val")  # which has the last of the file
 
 
 def test_pixels_that_were_emptied_are_refused(tmp_path: Path) -> None:

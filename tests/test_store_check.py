@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from finetune.errors import InputError
 from finetune.store import Store, open_store
 from finetune.store_check import check
+from finetune.store_writer import Writer
 from small_store import store_of
 
 SIZES = {"train": [(0, 4, 5), (1, 6, 3), (0, 7, 7), (1, 5, 5)], "test": [(0, 3, 3), (1, 8, 2)]}
@@ -39,6 +40,37 @@ def test_one_bit_of_a_pixel_is_noticed_and_its_image_named(store: Store, positio
 def test_one_bit_of_the_test_split_is_noticed(store: Store) -> None:
     flip(store.path / "test.u8", 30)
     with pytest.raises(InputError, match=r"test\.u8: the bytes of image 1 "):
+        check(store)
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Store:
+    """The images of SIZES, turned round, in one pixel file."""
+    writer = Writer(tmp_path / "prepared" / "toy", together=True)
+    both = [(split, *image) for split, images in SIZES.items() for image in images][::-1]
+    for _, label, height, width in both:
+        writer.add(None, -1, np.full((height, width, 3), label, np.uint8))
+    codes = np.array([2 if split == "test" else 0 for split, *_ in both], np.uint8)
+    writer.place(codes, np.array([label for _, label, *_ in both]))
+    writer.finish(np.array([False, True, False, False]), {"classes": ["a", "b"]})
+    return open_store(tmp_path / "prepared" / "toy")
+
+
+def test_a_store_of_one_pixel_file_is_read_as_a_whole(together: Store) -> None:
+    assert check(together) == 6
+
+
+@pytest.mark.parametrize(("position", "image"), [(0, 0), (47, 0), (48, 1), (75, 2), (-1, 5)])
+def test_one_bit_of_one_pixel_file_is_noticed(together: Store, position: int, image: int) -> None:
+    flip(together.path / "pixels.u8", position)
+    with pytest.raises(InputError, match=rf"pixels\.u8: the bytes of image {image} are not"):
+        check(together)
+
+
+@pytest.mark.parametrize("name", ["trainval.u8", "test.u8"])
+def test_pixels_that_are_gone_are_noticed(store: Store, name: str) -> None:
+    (store.path / name).unlink()
+    with pytest.raises(InputError, match=rf"a broken store .*{name}"):
         check(store)
 
 

@@ -64,7 +64,7 @@ def packed(source: Path) -> bool:
     """Whether to list an archive is to decompress it: a .tar.gz by its first two bytes, whatever its name."""
     if source.is_dir():
         return False
-    with _whole(source), source.open("rb") as file:
+    with _whole(source), source.open("rb", buffering=0) as file:
         return file.read(2) == _GZIP
 
 
