@@ -76,6 +76,15 @@ def test_a_fill_is_as_high_as_the_root_of_the_share_that_moves(tmp_path: Path) -
     assert part / whole == pytest.approx(0.5, abs=0.05)
 
 
+def test_the_ticks_are_where_their_shares_are(tmp_path: Path) -> None:
+    picture = _draw(tmp_path, _row("features.0", 0, 0.0), _row("classifier", 0, 0.0))
+    first = np.flatnonzero(_of_colour(picture, (154, 154, 154))[:-120].sum(axis=0) > 100)[0]  # the first box's edge
+    ticks = (picture[:-120, first - 7] < 200).all(axis=1)
+    rows = np.flatnonzero(ticks & ~np.roll(ticks, 1))
+    heights = (rows[-1] + (rows[-1] - rows[0]) / 9 - rows) / 123.5  # 1 % is a tenth of the height up, of 0.95 inches
+    assert heights == pytest.approx([1, 0.5**0.5, 0.1**0.5, 0.1], abs=0.015)
+
+
 def test_a_percent_can_be_seen(tmp_path: Path) -> None:
     picture = _draw(tmp_path, _row("features.0", 10, 0.25), _row("classifier", 0, 0.0))
     assert 8 <= _height(picture, TEAL) <= 20  # pixels of some 120
@@ -96,8 +105,10 @@ def test_a_block_of_more_parameters_is_wider(tmp_path: Path) -> None:
     assert large / small == pytest.approx(2, rel=0.02)  # logarithms: 4 to 2
 
 
-def test_what_a_plan_adds_stands_apart_after_the_head(tmp_path: Path) -> None:
-    picture = _draw(tmp_path, _head(), _row("policy", 1000, 0.25))
+@pytest.mark.parametrize("blocks", [0, 19])  # so many that those of one parameter are at the least width
+def test_what_a_plan_adds_stands_apart_after_the_head(tmp_path: Path, blocks: int) -> None:
+    below = [_row(f"features.{i}", 0, 0.0, parameters=2) for i in range(blocks)]
+    picture = _draw(tmp_path, *below, _head(), _row("policy", 1000, 0.25))
     columns = [np.flatnonzero(_of_colour(picture, colour)[:-120].sum(axis=0) > 30) for colour in (YELLOW, TEAL)]
     assert 80 < columns[1].min() - columns[0].max() < 130  # 0.81 of an inch of 130 pixels
 

@@ -47,7 +47,12 @@ def test_a_frozen_group_moves_nothing_at_no_rate() -> None:
     assert (row["parameters"], row["moved"], row["lr_scale"]) == (100, 0, 0.0)
 
 
-def test_a_group_within_a_block_has_its_own_parameters_and_its_scale_exactly() -> None:
+def test_a_scale_is_as_the_plan_has_it() -> None:
+    (row,) = audits.by_block([_row(0, "features.0.0.weight", 9, "all", 0.01 * 0.9)], 0.01, PHASES)
+    assert row["lr_scale"] == 0.9  # 0.01 * 0.9 / 0.01 is a little more
+
+
+def test_a_group_within_a_block_has_its_own_parameters_and_scale() -> None:
     row = audits.by_block(AUDIT, LR, PHASES)[3]
     assert (row["parameters"], row["moved"], row["lr_scale"]) == (10, 10, 0.6)
 

@@ -9,7 +9,7 @@ from finetune import figures, strategy_figures
 
 LOOKS = figures.styles(["same_lr", "from_scratch"])
 TITLES = {"toy": "Toy", "other": "Other"}
-BLUE, BLACK = (0, 68, 136), (0, 0, 0)
+BLUE = (0, 68, 136)
 
 
 def _row(strategy: str, values: tuple[float, ...] = (0.6,), mb: float = 100.0, dataset: str = "toy") -> dict[str, Any]:
@@ -45,7 +45,7 @@ def test_memory_is_on_a_logarithmic_axis(tmp_path: Path) -> None:
     }
     rows = [_row(name, mb=mb) for name, mb in (("a", 1), ("b", 10), ("c", 100))]
     strategy_figures.accuracy_over_cost(rows, looks, TITLES, tmp_path / "cost.png")
-    a, b, c = _markers(tmp_path / "cost.png", ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    a, b, c = _markers(tmp_path / "cost.png", ((255, 191, 191), (191, 255, 191), (191, 191, 255)))
     assert c - b == pytest.approx(b - a, abs=2)
     assert b - a > 200
 
@@ -62,8 +62,19 @@ def test_accuracy_over_cost_draws_the_spread_over_seeds(tmp_path: Path) -> None:
 
 
 def test_the_legend_names_what_is_drawn_alone(tmp_path: Path) -> None:
-    strategy_figures.accuracy_over_cost([_row("from_scratch")], LOOKS, TITLES, tmp_path / "one.png")
-    assert not _of_colour(tmp_path / "one.png", BLUE).any()
+    for name in LOOKS:
+        strategy_figures.accuracy_over_cost([_row(name)], LOOKS, TITLES, tmp_path / f"{name}.png")
+    face = (191, 208, 225)  # the blue at 25 % over white
+    assert _of_colour(tmp_path / "same_lr.png", face).any()
+    assert not _of_colour(tmp_path / "from_scratch.png", face).any()
+
+
+def test_a_marker_beneath_another_is_seen(tmp_path: Path) -> None:
+    looks = {"a": figures.Style("#ff0000", "D"), "b": figures.Style("#0000ff", "s")}
+    strategy_figures.accuracy_over_cost([_row("a"), _row("b")], looks, TITLES, tmp_path / "both.png")
+    both = (191, 143, 207)  # the blue at 25 % over the red at 25 % over white
+    pixels = np.asarray(Image.open(tmp_path / "both.png").convert("RGB")).astype(int)
+    assert (abs(pixels - both) <= 2).all(axis=2).sum() > 50
 
 
 def test_each_data_set_has_a_panel(tmp_path: Path) -> None:

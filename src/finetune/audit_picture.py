@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Inches; y grows downwards.
-_LEFT, _BOXES, _GAP, _ADDED_GAP, _MARGIN = 1.75, 10.2, 0.06, 0.75, 0.1
+_LEFT, _BOXES, _GAP, _ADDED_GAP, _MARGIN = 1.75, 8.8, 0.06, 0.75, 0.1
 _HEAD, _FOOT = 0.85, 0.75
 _FROZEN, _EDGE, _INK = "#f2f2f2", "#9a9a9a", "#222222"
 _COLOURS = "viridis"  # lightness rises all along, so greyscale keeps the order
 _BATCHNORM = {"train": "full", "affine_only": "left", "eval": "none"}  # fill style of its circle
 _BATCHNORM_WORDS = {  # and the room that they take
-    "train": ("train: batch statistics", 1.9),
-    "affine_only": ("affine_only: running statistics, weight and bias trained", 3.5),
+    "train": ("train: batch statistics", 1.7),
+    "affine_only": ("affine_only: running statistics, weight or bias trained", 3.3),
     "eval": ("eval: running statistics, weight and bias fixed", 3.0),
 }
 _SHARES = (0.01, 0.1, 0.5, 1.0)  # with a tick
@@ -68,8 +68,9 @@ def _placed(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, 
     own = sorted(own, key=lambda block: int(block.partition(".")[2])) + [b for b in sizes if b == "classifier"]
     unit = (_BOXES - _GAP * (len(own) - 1)) / sum(math.log10(sizes[block]) for block in own)
     placed, x = {}, 0.0
-    for block in (*own, *(block for block in sizes if block not in own)):
-        x += _ADDED_GAP if block not in own and x < _BOXES + 2 * _GAP else 0
+    added = [block for block in sizes if block not in own]
+    for block in own + added:
+        x += _ADDED_GAP if block in added[:1] else 0
         width = max(unit * math.log10(sizes[block]), 0.3)
         placed[block] = (x, width, sizes[block])
         x += width + _GAP
@@ -185,8 +186,9 @@ def _legend(axes: "Axes", y: float, rows: Sequence[Mapping[str, Any]], top: floa
     x = _LEFT + bar + 0.35
     axes.add_patch(Rectangle((x, y), 0.3, 0.13, facecolor=_FROZEN, edgecolor="#cccccc", hatch="////", linewidth=0))
     axes.text(x + 0.36, y + 0.065, "frozen", va="center", fontsize=7.5, color=_INK)
-    note = "Height of a fill: share of the block's parameters that are trained (square-root scale). Width of a box: "
-    axes.text(x + 1.0, y + 0.065, note + "logarithm of its parameters.", va="center", fontsize=7, color="#555555")
+    note = "Height of a fill: share of the block's parameters that are trained\n(square-root scale). Width of a box: "
+    note += "logarithm of its parameters."
+    axes.text(x + 1.0, y + 0.065, note, va="center", fontsize=7, color="#555555", linespacing=1.2)
     x, y = _LEFT, y + 0.5
     axes.text(_LEFT - 0.09, y, "BatchNorm", ha="right", va="center", fontsize=7.5, color=_INK)
     for policy, (words, room) in _BATCHNORM_WORDS.items():

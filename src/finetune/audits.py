@@ -75,7 +75,7 @@ def _count(entry: dict[str, Any], row: Mapping[str, Any], lr: float, normalised:
     entry["parameters"] += int(row["numel"])
     if not _frozen(row):
         entry["moved"] += int(row["numel"])
-        entry["lr_scale"] = float(f"{float(row['lr']) / lr:.9g}")  # 0.0006 / 0.001 is 0.6
+        entry["lr_scale"] = float(f"{float(row['lr']) / lr:.9g}")  # 0.009 / 0.01 is 0.9, without the last bit
     if row["tensor"] in normalised:
         entry["batchnorm"] = row["batchnorm"]
 

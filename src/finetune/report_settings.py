@@ -63,12 +63,14 @@ def strategies(params: Params, comparison: Mapping[str, Any], folder: Path) -> s
 
 
 def _optimizers(params: Params, comparison: Mapping[str, Any]) -> str:
-    """The optimizers of the study: one for all, or which strategies have which."""
+    """The baseline's optimizer on the first data set, and what has another one."""
+    known, study = pictures.titles(comparison), comparison["study"]
     users: dict[str, list[str]] = {}
-    for name in comparison["study"]["strategies"]:
-        chosen = {params.training_for(dataset, name).optimizer for dataset in comparison["datasets"]}
-        for words in dict.fromkeys(recipe_words.optimizer(one) for one in sorted(chosen, key=repr)):
-            users.setdefault(words, []).append(f"`{name}`")
-    if len(users) == 1:
-        return next(iter(users))
-    return ", ".join(f"{words} ({', '.join(names)})" for words, names in users.items())
+    for name in (study["baseline"], *study["strategies"]):
+        chosen = {one: recipe_words.optimizer(params.training_for(one, name).optimizer) for one in known}
+        for words in dict.fromkeys(chosen.values()):
+            sets = [known[one] for one in known if chosen[one] == words]
+            user = f"`{name}`" if len(sets) == len(known) else f"`{name}` on {' and '.join(sets)}"
+            users[words] = list(dict.fromkeys([*users.get(words, []), user]))
+    first, *others = users
+    return first + "".join(f", but for {', '.join(users[words])}: {words}" for words in others)

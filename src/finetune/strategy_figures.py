@@ -57,8 +57,7 @@ def accuracy_over_cost(
             look, x, test = looks[row["strategy"]], row["cost"]["activation_mb"], row["test"]
             low, high = (100 * end(test["values"]) for end in (min, max))
             axes.plot([x, x], [low, high], color=look.colour, linewidth=1.2, alpha=0.6)
-            size = 13 if look.marker == "*" else 9  # a star's area is small
-            axes.plot(x, 100 * test["mean"], look.marker, color=look.colour, markersize=size, markeredgecolor="white")
+            axes.plot(x, 100 * test["mean"], **_hollow(look))
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -72,9 +71,16 @@ def accuracy_over_cost(
     legend(
         figure,
         [
-            Line2D([], [], linestyle="", color=look.colour, marker=look.marker, markersize=7, label=strategy)
+            Line2D([], [], linestyle="", label=strategy, **_hollow(look))
             for strategy, look in looks.items()
             if strategy in shown
         ],
     )
     save(figure, path)
+
+
+def _hollow(look: Style) -> dict[str, Any]:
+    """A marker through which those beneath it can be seen."""
+    size = 11 if look.marker == "*" else 8  # points; a star's area is small
+    face = (look.colour, 0.25)
+    return {"marker": look.marker, "markersize": size, "markerfacecolor": face, "markeredgecolor": look.colour}
