@@ -53,7 +53,13 @@ def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
     assert found.metrics["val"]["acc"] == 0.5
     assert [row["epoch"] for row in found.curves] == [1, 2]
     assert found.curves[1]["lr/all"] == 1e-3
-    assert found.audit == [{"phase": "0", "tensor": "classifier.1.weight"}]
+    assert [(row["phase"], row["tensor"], row["numel"]) for row in found.audit] == [
+        ("0", "features.0.0.weight", "864"),
+        ("0", "features.0.1.weight", "32"),
+        ("0", "features.0.1.bias", "32"),
+        ("0", "classifier.1.weight", "3840"),
+        ("0", "features.0.1.running_mean", "32"),
+    ]
 
 
 @pytest.mark.parametrize("name", runs.FILES)

@@ -7,7 +7,7 @@ import pytest
 
 from finetune import datasets, params, study
 from finetune.errors import InputError
-from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
+from finetune.params import AugmentationParams, OptimizerParams, ScheduleParams, TrainingParams
 from finetune.study import Layout, Run
 
 RUN = Run("cub200", "separate_lr", 3)
@@ -15,9 +15,18 @@ OTHER: dict[str, Any] = {  # of every field a value that is not its default
     "image_size": 96,
     "epochs": 2,
     "batch_size": 8,
+    "accumulation": 2,
     "lr": 0.5,
     "weight_decay": 0.5,
+    "optimizer": OptimizerParams(name="sgd"),
     "schedule": ScheduleParams(name="cosine"),
+    "freeze_epochs": 1,
+    "bn": "eval",
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "label_smoothing": 0.1,
+    "ema": 0.9,
+    "activation_checkpointing": True,
     "augmentation": AugmentationParams(flip=False),
     "crop_pct": 1.0,
     "selection": "last",
