@@ -17,9 +17,12 @@ BLOCKS = (*(f"features.{i}" for i in range(19)), "classifier")
 
 
 def block_of(tensor: str) -> str:
-    """The block that a tensor of the state dict belongs to: features.17.conv.0.0.weight -> features.17."""
-    head, _, rest = tensor.partition(".")
-    return head if head == "classifier" else f"{head}.{rest.partition('.')[0]}"
+    """The block that a tensor of the state dict belongs to: features.17.conv.0.0.weight -> features.17.
+
+    What a plan adds outside `features` is a block by itself: policy.0.weight -> policy.
+    """
+    first, _, rest = tensor.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first == "features" else first
 
 
 def build(classes: int, seed: int) -> MobileNetV2:
