@@ -1,4 +1,5 @@
-"""Archive -> store, against the plain way: images per second in turn, and their ratio.
+"""Archive -> store, against the plain way: images per second in turn, and their ratio; processor time per image, too,
+which other work on the machine disturbs less.
 
 The plain way is what a user has without this project: the images unpacked into class folders, torchvision's
 ImageFolder, Pillow's decoder, Resize to the same short side, a DataLoader with two workers; its pixels come out as
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from torch.utils.data import DataLoader
@@ -28,6 +29,11 @@ from finetune.prepare import prepare
 WORKERS = 2
 
 
+class Figures(NamedTuple):
+    rate: float  # images/s
+    processor: float  # ms of one core, an image
+
+
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a CUB-200-2011 archive into `folder`; returns the folder of its class folders."""
     with tarfile.open(archive) as tar:
@@ -36,31 +42,32 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder / "CUB_200_2011" / "images"
 
 
-def ours(archives: Path, short_side: int, place: Path) -> float:
-    """Images per second, from the archive's first byte to the store in place."""
+def ours(archives: Path, short_side: int, place: Path) -> Figures:
+    """From the archive's first byte to the store in place."""
     settings = PrepareParams(short_side=short_side)
-    began = time.perf_counter()
-    store = prepare(datasets.load("cub200"), "any", settings, archives, place)
-    seconds = time.perf_counter() - began
-    shutil.rmtree(place)
-    return sum(store.meta["counts"].values()) / seconds
+    shutil.rmtree(place, ignore_errors=True)
+    return timed(
+        lambda: sum(prepare(datasets.load("cub200"), "any", settings, archives, place).meta["counts"].values())
+    )
 
 
-def plain(folder: Path, short_side: int, workers: int) -> float:
-    """Images per second, one by one as their sizes differ."""
+def plain(folder: Path, short_side: int, workers: int) -> Figures:
+    """One by one as their sizes differ."""
     images = ImageFolder(str(folder), Compose([Resize(short_side), PILToTensor()]))
-    began = time.perf_counter()
-    seen = sum(1 for _ in DataLoader(images, batch_size=None, num_workers=workers))
-    return seen / (time.perf_counter() - began)
+    return timed(lambda: sum(1 for _ in DataLoader(images, batch_size=None, num_workers=workers)))
 
 
-def batched(folder: Path, short_side: int, workers: int) -> float:
+def batched(folder: Path, short_side: int, workers: int) -> Figures:
     """The same with 32 images at a time, which spares the workers some messages."""
     images = ImageFolder(str(folder), Compose([Resize(short_side), PILToTensor()]))
-    began = time.perf_counter()
-    loader = DataLoader(images, batch_size=32, num_workers=workers, collate_fn=list)
-    seen = sum(len(batch) for batch in loader)
-    return seen / (time.perf_counter() - began)
+    return timed(lambda: sum(map(len, DataLoader(images, batch_size=32, num_workers=workers, collate_fn=list))))
+
+
+def timed(work: Callable[[], int]) -> Figures:
+    """Do `work`, which returns its number of images."""
+    began, processor = time.perf_counter(), _processor_seconds()
+    images = work()
+    return Figures(images / (time.perf_counter() - began), 1000 * (_processor_seconds() - processor) / images)
 
 
 def measure(archive: Path, short_side: int, rounds: int) -> dict[str, Any]:
@@ -68,30 +75,41 @@ def measure(archive: Path, short_side: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         images = unpack(archive, folder)
-        ways: dict[str, Callable[[], float]] = {
+        ways: dict[str, Callable[[], Figures]] = {
             "finetune prepare": lambda: ours(archive.parent, short_side, folder / "store"),
             f"ImageFolder, {WORKERS} workers": lambda: plain(images, short_side, WORKERS),
             f"ImageFolder, {WORKERS} workers, 32 at a time": lambda: batched(images, short_side, WORKERS),
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        found: dict[str, list[Figures]] = {name: [] for name in ways}
         for turn in range(rounds + 1):  # the first warms up
             for name, way in ways.items():
-                rate = way()
+                figures = way()
                 if turn:
-                    rates[name].append(rate)
-    own, one_by_one, in_batches = rates.values()
+                    found[name].append(figures)
+    own, one_by_one, in_batches = found.values()
     print(f"short side {short_side} px, {os.cpu_count()} cores, medians of {rounds} rounds in turn")
-    for name, values in rates.items():
-        print(f"{name}: {statistics.median(values):.0f} images/s, ours is {_ratio(own, values):.2f} x", flush=True)
+    for name, values in found.items():
+        rate, processor = (statistics.median(column) for column in zip(*values, strict=True))
+        print(
+            f"{name}: {rate:.0f} images/s, ours is {_ratio(own, values):.2f} x; {processor:.2f} ms of processor time "
+            f"an image, ours is {processor / statistics.median(one.processor for one in own):.2f} x",
+            flush=True,
+        )
     return {
-        "images_per_second": round(statistics.median(own)),
+        "images_per_second": round(statistics.median(one.rate for one in own)),
         "vs_plain": round(_ratio(own, one_by_one), 3),
         "vs_plain_in_batches": round(_ratio(own, in_batches), 3),
+        "processor_ms": [round(statistics.median(one.processor for one in values), 3) for values in found.values()],
     }
 
 
-def _ratio(own: list[float], others: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(own, others, strict=True))
+def _ratio(own: list[Figures], others: list[Figures]) -> float:
+    return statistics.median(a.rate / b.rate for a, b in zip(own, others, strict=True))
+
+
+def _processor_seconds() -> float:
+    """Of this process and of its children that have ended, the loader's workers."""
+    return sum(os.times()[:4])
 
 
 @click.command()

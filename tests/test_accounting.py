@@ -10,7 +10,7 @@ from torchvision.models import MobileNet_V2_Weights
 
 from finetune import accounting
 from finetune.accounting import activation_bytes, flops_per_image, kept_for_backward
-from finetune.device import autocast
+from finetune.device import autocast, spare_activations
 from finetune.model import build
 from finetune.params import TrainingParams
 from finetune.strategies.plan import Group, Phase, feature_blocks, tensors_of
@@ -37,6 +37,7 @@ def recipe(image_size: int = 48, precision: str = "fp32", device: str = "cpu") -
 def measured(phase: Phase, recipe: TrainingParams, batch: int) -> int:
     """The same with real tensors, as a training would have them."""
     model = build(CLASSES, 0).to(memory_format=torch.channels_last)
+    spare_activations(model, recipe)
     make_optimizer(model, phase, recipe)
     set_modes(model, phase)
     images = torch.zeros(batch, 3, recipe.image_size, recipe.image_size).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Strided depthwise convolutions under bf16 autocast on a CPU: the same forward pass, gradients of float32."""
+"""Strided convolutions in groups under bf16 autocast on a CPU: the same forward pass, gradients of float32."""
 
 import copy
 
@@ -54,6 +54,14 @@ def test_gradients_are_float32s_of_the_rounded_input() -> None:
     assert of_weight.dtype == of_images.dtype == torch.float32
 
 
+def test_of_a_single_pixel_the_parts_of_a_weight_that_it_does_not_reach_get_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = patched(nn.Conv2d(96, 96, 5, 2, 2, groups=2, bias=False))
+    of_weight = passes(model, torch.randn(4, 96, 1, 1), True)[2]
+    of_weight[:, :, 2, 2] = 0
+    assert of_weight.count_nonzero() == 0
+
+
 def test_without_autocast_nothing_changes() -> None:
     layer = strided()
     for one, other in zip(
@@ -79,6 +87,6 @@ def test_of_mobilenet_the_four_strided_depthwise_layers_are_meant_under_bf16_alo
         model = models.build(3, 0)
         names = list(model.state_dict())
         move_to_device(model, TrainingParams(device="cpu", precision=precision))  # type: ignore[arg-type]
-        found = [module for module in model.modules() if type(module).__name__ == "_StridedDepthwise"]
+        found = [module for module in model.modules() if type(module).__name__ == "_StridedInGroups"]
         assert len(found) == expected
         assert list(model.state_dict()) == names

@@ -108,6 +108,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 class OnAnyDevice(nn.Module):
     """Stands for a network on a GPU."""
 
+    features = nn.Sequential()
+
     def to(self, *place: Any, **options: Any) -> "OnAnyDevice":
         return self
 
@@ -116,20 +118,20 @@ class OnAnyDevice(nn.Module):
     ("name", "layout"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)]
 )
 def test_a_network_is_moved_to_the_recipes_memory_format(name: str, layout: torch.memory_format) -> None:
-    model = nn.Conv2d(3, 4, 3)
+    model = build(3, seed=0)
     device.move_to_device(model, recipe(memory_format=name))
     assert device.memory_format(recipe(memory_format=name)) == layout
-    assert model.weight.is_contiguous(memory_format=layout)
+    assert model.features[0][0].weight.is_contiguous(memory_format=layout)
 
 
 def test_a_network_is_not_compiled_unless_told(compiled: list[dict[str, Any]]) -> None:
-    device.move_to_device(nn.Conv2d(3, 4, 3), recipe())
+    device.move_to_device(build(3, seed=0), recipe())
     assert compiled == []
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
 def test_a_network_is_compiled_for_whole_batches_in_the_mode_told(mode: str, compiled: list[dict[str, Any]]) -> None:
-    device.move_to_device(nn.Conv2d(3, 4, 3), recipe(compile=mode))
+    device.move_to_device(build(3, seed=0), recipe(compile=mode))
     assert compiled == [{"mode": mode, "dynamic": False}]
 
 

@@ -595,6 +595,7 @@ def test_params_are_frozen(tiny: Raw) -> None:
             {"compile": "default", "activation_checkpointing": True},
             "training: activation_checkpointing and compile: default exclude each other",
         ),
+        ({"compile": "default", "lean_backward": True}, "training: lean_backward and compile: default exclude"),
         ({"ema": 1.0}, "training.ema: found 1.0 (number), expected: a number below 1"),
         ({"accumulation": 0}, "training.accumulation: found 0 (integer), expected: a number of at least 1"),
         ({"bn": "frozen"}, "training.bn: found 'frozen' (text), expected: one of 'train', 'eval' or 'affine_only'"),

@@ -42,6 +42,7 @@ def test_a_schedule_in_words(chosen: dict[str, Any], words: str) -> None:
         ({"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0}, ["label smoothing 0.1", "mixup 0.2", "cutmix 1"]),
         ({"ema": 0.999, "accumulation": 4}, ["averaged weights (EMA 0.999)", "steps of 4 batches"]),
         ({"bn": "eval", "freeze_epochs": 3}, ["BatchNorm eval", "the head alone for 3 epochs"]),
+        ({"lean_backward": True}, ["frozen layers that keep little"]),
         ({"activation_checkpointing": True}, ["activation checkpointing"]),
     ],
 )

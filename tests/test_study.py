@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {  # of every field a value that is not its default
     "cutmix": 1.0,
     "label_smoothing": 0.1,
     "ema": 0.9,
+    "lean_backward": True,
     "activation_checkpointing": True,
     "augmentation": AugmentationParams(flip=False),
     "crop_pct": 1.0,

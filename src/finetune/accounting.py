@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import MobileNetV2
 
 from finetune.clock import PHASES
-from finetune.device import autocast
+from finetune.device import autocast, spare_activations
 from finetune.optimizers import make_optimizer
 from finetune.recipe import TrainingParams
-from finetune.recomputation import Recomputed, checkpoint_blocks
+from finetune.recomputation import Recomputed
 from finetune.strategies.plan import Phase
 from finetune.training import Progress, set_modes
 
@@ -74,7 +74,7 @@ def activation_bytes(
 ) -> int:
     """Bytes that autograd keeps from the forward pass of `batch` images for the backward pass; of the greediest phase.
 
-    As PyTorch keeps them op by op on a CPU; a compiled pass keeps fewer. Without parameters, buffers, and what a
+    As they are kept op by op; a compiled pass keeps fewer. Without parameters, buffers, and what a
     phase's penalty may keep; with bf16, the weights' copies are kept, too, and counted. fp32 counts are exact; bf16
     ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to be fp32.
     With activation checkpointing, what a block keeps to begin again from is counted in its place.
@@ -85,11 +85,10 @@ def activation_bytes(
         images = torch.empty(batch, 3, recipe.image_size, recipe.image_size)
         labels = torch.empty(batch, dtype=torch.int64)
         begins: list[Tensor] = []  # of the blocks that are computed again
-        if recipe.activation_checkpointing:
-            checkpoint_blocks(model)
-            for block in model.modules():
-                if isinstance(block, Recomputed):
-                    block.register_forward_pre_hook(lambda _, inputs: begins.append(inputs[0]))
+        spare_activations(model, recipe)
+        for block in model.modules():
+            if isinstance(block, Recomputed):
+                block.register_forward_pre_hook(lambda _, inputs: begins.append(inputs[0]))
 
         def loss() -> Tensor:
             with autocast(images.device, recipe.precision):

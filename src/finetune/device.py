@@ -1,9 +1,10 @@
 """How a run computes: on which device, at which precision, compiled or not, and where its pixels lie."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torchvision.models import MobileNetV2
 
-from finetune import cpu_gradients, depthwise, recomputation
+from finetune import cpu_gradients, depthwise, lean_backward, recomputation
 from finetune.allocator import keep_freed_memory
 from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
@@ -54,23 +55,30 @@ def memory_format(recipe: TrainingParams) -> torch.memory_format:
     return torch.channels_last if recipe.memory_format == "channels_last" else torch.contiguous_format
 
 
-def move_to_device(model: nn.Module, recipe: TrainingParams) -> None:
+def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
     """Move a model to the recipe's device and memory format, and have its training pass compiled if it says so.
 
     Whole batches then go through `model(images)`; batches of other sizes through `model.forward`, which stays as it
     was, so that nothing is compiled twice.
     """
-    model.to(torch.device(recipe.device), memory_format=memory_format(recipe))  # type: ignore[call-overload]
+    model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
     if recipe.depthwise == "triton" and recipe.device == "cuda":
         if not depthwise.available():
             raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
         depthwise.use_triton_depthwise(model)
     if recipe.precision == "bf16" and recipe.device == "cpu":
         cpu_gradients.use_float32_gradients(model)
-    if recipe.activation_checkpointing:
-        recomputation.checkpoint_blocks(model)
+    spare_activations(model, recipe)
     if recipe.compile != "none":
         model.compile(mode=recipe.compile, dynamic=False)
+
+
+def spare_activations(model: MobileNetV2, recipe: TrainingParams) -> None:
+    """Have the layers keep for the backward pass what the recipe says; of a GPU's ReLU6, PyTorch's way was measured."""
+    if recipe.lean_backward or (recipe.device == "cpu" and recipe.compile == "none"):
+        lean_backward.keep_less(model, frozen=recipe.lean_backward)
+    if recipe.activation_checkpointing:
+        recomputation.checkpoint_blocks(model)
 
 
 class Feed:

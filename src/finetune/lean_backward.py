@@ -1,20 +1,25 @@
 """Layers keep for the backward pass what the mathematics needs of them, which is next to nothing where they are frozen.
 
+ReLU6 needs what comes out of it, which the convolution behind it keeps anyway; PyTorch keeps a copy of what goes in.
+Without that copy a step keeps 30 % less and is 7 to 12 % faster on a CPU (docs/performance.md).
+
 To send a gradient through, a frozen convolution needs its weight, frozen BatchNorm on running statistics its weight and
 variance; but PyTorch keeps their inputs, whether the weight is trained or not (Bhatia and Dangel 2024, arXiv
-2404.12406). Frozen or not, ReLU6 needs a bit per value; PyTorch keeps a copy of its input. Without all that,
-activations are what Cai et al. 2020, arXiv 2007.11622, count: to train biases takes few, to train weights takes many.
+2404.12406). ReLU6 between frozen layers needs a bit per value. Without all that, activations are what Cai et al. 2020,
+arXiv 2007.11622, count: to train biases takes few, to train weights takes many. It takes time, so a recipe asks for it.
 
-The forward pass gives the same bits. On a CPU the backward pass does, too, but for a BatchNorm bias that is trained
-while its weight is not: its sum is taken in another order, in float32 (within 1e-5 of its norm).
+The forward pass gives the same bits. On a CPU the backward pass does in float32, too, but for a BatchNorm bias that is
+trained while its weight is not: its sum is taken in another order (within 1e-5 of its norm).
 """
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import avg_pool2d, batch_norm, conv2d, relu6
+from torchvision.models import MobileNetV2
 
 # Eight bytes of 0 or 1, as one integer, times this have their bits in the highest byte, the first highest; a byte times
 # this has them in the highest bits of eight.
@@ -22,19 +27,26 @@ _DIAGONAL = 0x8040201008040201 - 2**64  # as int64
 _LOWEST_BITS = 0x0101010101010101
 
 
-def keep_less(model: nn.Module) -> None:
-    """Have convolutions, BatchNorm and ReLU6 of `model` do so; names stay.
+def keep_less(model: MobileNetV2, frozen: bool = True) -> None:
+    """Have the layers of `model` do so; names stay.
 
     What is frozen is asked in every pass, so phases may freeze and unfreeze. Layers whose classes others have changed
     are left alone, so this comes after those.
+
+    Args:
+        frozen: convolutions and BatchNorm, too, where they are frozen; else ReLU6 alone.
     """
-    for module in model.modules():
+    layers = [module for module in model.features.modules() if isinstance(module, nn.Conv2d | nn.ReLU6)]
+    for relu, after in zip_longest(layers, layers[1:]):
+        if type(relu) is nn.ReLU6:
+            relu.__class__ = _ReLU6
+            vars(relu)["takers"] = [after] if isinstance(after, nn.Conv2d) else []
+            vars(relu)["frozen_keep_less"] = frozen
+    for module in model.modules() if frozen else ():
         if type(module) is nn.Conv2d and module.bias is None:
             module.__class__ = _Conv2d
         elif type(module) is nn.BatchNorm2d:
             module.__class__ = _BatchNorm2d
-        elif type(module) is nn.ReLU6:
-            module.__class__ = _ReLU6
 
 
 def average_pool(x: Tensor) -> Tensor:
@@ -57,8 +69,15 @@ class _BatchNorm2d(nn.BatchNorm2d):
 
 
 class _ReLU6(nn.ReLU6):
+    takers: list[nn.Conv2d]  # of what comes out; in a list, as they are no children
+    frozen_keep_less: bool
+
     def forward(self, input: Tensor) -> Tensor:
-        return _Clamp.apply(input, self.inplace) if _wanted(input) else super().forward(input)
+        if not _wanted(input):
+            return super().forward(input)
+        if any(conv.weight.requires_grad or not self.frozen_keep_less for conv in self.takers):
+            return _ClampKept.apply(input, self.inplace)
+        return _Clamp.apply(input, self.inplace) if self.frozen_keep_less else super().forward(input)
 
 
 def _wanted(*tensors: Tensor) -> bool:
@@ -143,6 +162,24 @@ class _Clamp(torch.autograd.Function):
         in_order = _unpacked(bits, ctx.shape.numel()).view(ctx.shape).to(gradient.dtype)
         passed = in_order.permute([ctx.order.index(dim) for dim in range(in_order.ndim)])
         return torch.ops.aten.hardtanh_backward(gradient, passed, 0, 2), None
+
+
+class _ClampKept(torch.autograd.Function):
+    """ReLU6. Keeps what comes out, where another does, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
+        out = relu6(x, inplace)
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradient, out, 0, 6), None
 
 
 class _AveragePool(torch.autograd.Function):

@@ -89,6 +89,7 @@ class TrainingParams(Section):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32: fp32 but for the products' operands, on a GPU
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"  # mode of torch.compile
     depthwise: Literal["torch", "triton"] = "torch"  # whose kernels the depthwise convolutions take on a GPU
+    lean_backward: bool = False  # frozen layers keep what the backward pass needs, and no more; takes time on a CPU
     activation_checkpointing: bool = False  # compute a block's forward pass again instead of keeping what it made
     deterministic: bool = False  # on a GPU: only kernels that give the same bits again; on the CPU all do
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
@@ -103,9 +104,13 @@ class TrainingParams(Section):
         ):
             if value >= self.epochs:
                 raise ValueError(f"{key} is {value:g} but epochs is {self.epochs}; leave an epoch for what comes after")
-        if self.activation_checkpointing and self.compile != "none":
-            raise ValueError(
-                f"activation_checkpointing and compile: {self.compile} exclude each other, as torch.compile decides by "
-                "itself what to keep; use one of them"
-            )
+        for key, on in (
+            ("activation_checkpointing", self.activation_checkpointing),
+            ("lean_backward", self.lean_backward),
+        ):
+            if on and self.compile != "none":
+                raise ValueError(
+                    f"{key} and compile: {self.compile} exclude each other, as torch.compile decides by itself what to "
+                    "keep; use one of them"
+                )
         return self

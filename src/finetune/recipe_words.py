@@ -36,6 +36,7 @@ def extras(recipe: TrainingParams) -> list[str]:
         f"steps of {recipe.accumulation} batches": recipe.accumulation > 1,
         f"BatchNorm {recipe.bn}": recipe.bn,
         f"the head alone for {_epochs(recipe.freeze_epochs)}": recipe.freeze_epochs,
+        "frozen layers that keep little": recipe.lean_backward,
         "activation checkpointing": recipe.activation_checkpointing,
     }
     return [words for words, on in told.items() if on]
