@@ -1,0 +1,109 @@
+"""Where a training step's time goes: plain PyTorch's and this project's, by kind of operation.
+
+    python -m benchmarks.step_profile --size 224 --batch-size 32
+
+Plain is torchvision's network as it comes, float32, contiguous, PyTorch's own memory; then this project's step, float32
+and bf16. Milliseconds are torch.profiler's, of the operations themselves, means over the steps.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import click
+import torch
+from torch.autograd.profiler_util import EventList
+from torch.nn.functional import cross_entropy
+from torch.profiler import ProfilerActivity, profile
+from torchvision.models import mobilenet_v2
+
+from benchmarks.engine import CLASSES
+from finetune import model as models
+from finetune.device import autocast, configure, memory_format, move_to_device
+from finetune.recipe import TrainingParams
+from finetune.strategies import build_plan
+from finetune.training import make_optimizer, set_modes
+
+KINDS = {
+    "convolutions, forward": ("mkldnn_convolution", "thnn_conv2d", "_slow_conv2d_forward", "conv_depthwise2d"),
+    "convolutions, backward": ("convolution_backward", "_slow_conv2d_backward"),
+    "BatchNorm, forward": ("native_batch_norm", "_native_batch_norm_legit"),
+    "BatchNorm, backward": ("native_batch_norm_backward",),
+    "ReLU6": ("hardtanh", "hardtanh_", "hardtanh_backward", "clamp", "clamp_"),
+    "copies and casts": ("copy_", "fill_", "zero_"),
+    "optimizer": ("_foreach", "_fused_adam_", "addcdiv_", "addcmul_", "lerp_"),
+}
+
+
+def steps_of(way: str, size: int, batch: int, threads: int) -> Callable[[], None]:
+    """A training step on one batch that lies ready."""
+    images, labels = torch.rand(batch, 3, size, size), torch.arange(batch) % CLASSES
+    if way == "plain":
+        torch.set_num_threads(threads)
+        plain = mobilenet_v2(num_classes=CLASSES).train()
+        adam = torch.optim.Adam(plain.parameters(), 1e-3, weight_decay=1e-4)
+
+        def step() -> None:
+            adam.zero_grad()
+            cross_entropy(plain(images), labels).backward()
+            adam.step()
+
+        return step
+    precision = way.rpartition(" ")[2]
+    recipe = TrainingParams.model_validate(
+        {"image_size": size, "batch_size": batch, "precision": precision, "threads": threads, "device": "cpu"}
+    )
+    configure(recipe)
+    model = models.build(CLASSES, 0)
+    move_to_device(model, recipe)
+    phase = build_plan(model, "same_lr", {}).phases[0]
+    optimizer = make_optimizer(model, phase, recipe)
+    set_modes(model, phase)
+    ready = images.contiguous(memory_format=memory_format(recipe))
+
+    def own_step() -> None:
+        optimizer.zero_grad()
+        with autocast(ready.device, precision):
+            loss = cross_entropy(model(ready), labels)
+        loss.backward()
+        optimizer.step()
+
+    return own_step
+
+
+def by_kind(events: EventList, steps: int) -> dict[str, float]:
+    """Milliseconds a step of each kind."""
+    found: dict[str, float] = defaultdict(float)
+    for event in events:
+        name = event.key.removeprefix("aten::").removeprefix("torch_native::")
+        kind = next((kind for kind, names in KINDS.items() if name in names or name.startswith("_foreach")), "rest")
+        if name.startswith("_foreach"):
+            kind = "optimizer"
+        found[kind] += event.self_cpu_time_total / 1000 / steps
+    return found
+
+
+@click.command()
+@click.option("--size", default=224, show_default=True, help="Pixels.")
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--steps", default=5, show_default=True)
+def main(size: int, batch_size: int, threads: int, steps: int) -> None:
+    """Profile each way, one after another in a process: plain first, before the allocator is set."""
+    columns: dict[str, dict[str, float]] = {}
+    for way in ("plain", "ours fp32", "ours bf16"):
+        step = steps_of(way, size, batch_size, threads)
+        for _ in range(2):
+            step()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            for _ in range(steps):
+                step()
+        columns[way] = by_kind(seen.key_averages(), steps)
+    print(f"{size} px, batches of {batch_size}, {threads} threads: milliseconds a step, means of {steps}\n")
+    print(f"| kind of operation | {' | '.join(columns)} |\n| --- |{' --: |' * len(columns)}")
+    for kind in (*KINDS, "rest"):
+        print(f"| {kind} | {' | '.join(f'{column.get(kind, 0.0):.0f}' for column in columns.values())} |")
+    print(f"| all | {' | '.join(f'{sum(column.values()):.0f}' for column in columns.values())} |")
+
+
+if __name__ == "__main__":
+    main()
