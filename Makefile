@@ -38,7 +38,7 @@ ui: $(STAMP) ## serve the MLflow UI on loopback and print the address of the com
 	@$(BIN)/python -m finetune ui
 
 test: $(STAMP) $(S3) ## the tests, offline
-	$(BIN)/python -m pytest -m "not shared"
+	$(BIN)/python -m pytest -m "not shared" -n logical --dist loadfile
 
 lint: $(STAMP) ## ruff, mypy, import rule
 	$(BIN)/ruff check .

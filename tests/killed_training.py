@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from finetune import checkpoint, params, runs, stages, training
+from finetune import checkpoint, params, resolved, runs, stages, training
 from finetune.checkpoint import Pace
 from finetune.study import Layout, Run
 
@@ -34,7 +34,7 @@ def train(inputs: Path, root: Path, settings: Path) -> int:
     training.Pace = lambda: Pace(seconds=0, share=1)  # type: ignore[assignment]
     layout = Layout(root, inputs)
     try:
-        stages.train(stages.resolve(params.load(settings), layout, RUN), layout)
+        stages.train(resolved.resolve(params.load(settings), layout, RUN), layout)
         os._exit(0)
     except BaseException as error:
         print(repr(error), flush=True)

@@ -108,6 +108,18 @@ def test_bn_eval_where_batchnorm_is_all_that_a_group_trains(model: MobileNetV2) 
         adjusted(model, norms(model), recipe(bn="eval"))
 
 
+def test_bn_train_where_a_layers_weight_is_frozen_and_its_bias_is_not(model: MobileNetV2) -> None:
+    with pytest.raises(InputError, match=r"^mine: bn: train would put .* features\.0\.1 under two .* use bn: affine_only"):
+        adjusted(model, build_plan(model, "bias_only", {}), recipe(bn="train"), "mine")
+
+
+@pytest.mark.parametrize("plan", ["l2_sp", "delta"])
+def test_a_head_that_a_penalty_decays_has_weight_decay_in_the_first_epochs(model: MobileNetV2, plan: str) -> None:
+    first, second = adjusted(model, build_plan(model, plan, {}), recipe(freeze_epochs=1)).phases
+    assert first.groups[0].decay
+    assert not second.groups[0].decay
+
+
 def test_fewer_epochs_than_phases(model: MobileNetV2) -> None:
     sentence = r"epochs: 1 leaves none for phase 1 of the strategy's 2; give the run more epochs, or the strategy fewer"
     with pytest.raises(InputError, match=sentence):
@@ -116,7 +128,7 @@ def test_fewer_epochs_than_phases(model: MobileNetV2) -> None:
 
 def test_a_compiled_network_hides_what_a_penalty_looks_at(model: MobileNetV2) -> None:
     plan = probe(model, penalty=lambda network: None)
-    with pytest.raises(InputError, match=r"compile: default: this strategy's penalty .* use compile: none"):
+    with pytest.raises(InputError, match=r"compile: default: this strategy has a penalty.* use compile: none"):
         adjusted(model, plan, recipe(compile="default"))
 
 
@@ -129,6 +141,7 @@ def test_a_compiled_network_hides_what_a_penalty_looks_at(model: MobileNetV2) ->
         ({"cutmix": 0.2}, r"cutmix: 0.2: .*; give its training cutmix 0"),
         ({"label_smoothing": 0.1}, r"label_smoothing: 0.1: .*; give its training label_smoothing 0"),
         ({"ema": 0.5}, r"ema: 0.5: .*; give its training ema 0"),
+        ({"weight_decay": 0.0}, r"weight_decay: 0: this strategy solves the head exactly.*; give its training one above 0"),
     ],
 )
 def test_an_exact_solve_takes_the_images_as_they_are(model: MobileNetV2, values: dict[str, Any], sentence: str) -> None:

@@ -1,6 +1,8 @@
 """The stages through the real DVC: what an edit reruns, and what it does not. The tests go on from one another."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from mlflow import MlflowClient
 
 from dvc_checkout import ROOT, Checkout
 from finetune import figures
+from finetune.side_by_side import out_of_date
 
 pytestmark = pytest.mark.dvc
 
@@ -94,11 +97,10 @@ def test_a_new_plan_file_retrains_nothing(checkout: Checkout) -> None:
 def test_editing_a_plans_file_retrains_its_variants_only(checkout: Checkout) -> None:
     plan = checkout.root / "src" / "finetune" / "strategies" / "from_scratch.py"
     plan.write_text(plan.read_text() + "\n# edited\n")
-    status = checkout.dvc("repro", "--dry")
-    assert {s for s in checkout.ran(status) if s.startswith("train")} <= {
-        "train@cifar10-from_scratch-0",
-        "train@cub200-from_scratch-0",
-    }
+    stale = out_of_date(checkout.root, [sys.executable, "-m", "dvc"], checkout.environment())
+    assert sorted(stale) == ["cifar10-from_scratch-0", "cub200-from_scratch-0"]
+    ran = checkout.ran(checkout.dvc("repro"))
+    assert [s for s in ran if s.startswith("train")] == ["train@cifar10-from_scratch-0", "train@cub200-from_scratch-0"]
     checkout.git("checkout", "src")
     checkout.dvc("repro")
 
@@ -154,5 +156,12 @@ def tracked(store: str) -> dict[str, tuple[str, str]]:
 
 
 def test_a_store_whose_archives_are_missing_names_the_pull(checkout: Checkout) -> None:
-    output = checkout.finetune("prepare", "food101", check=False)
-    assert "datasets" in output and "food101" in output and "Traceback" not in output
+    archives, elsewhere = checkout.root / "data" / "cub200", checkout.root / "cub200"
+    archives.rename(elsewhere)
+    command = [sys.executable, "-m", "finetune", "prepare", "cub200"]
+    env = checkout.environment()
+    done = subprocess.run(command, cwd=checkout.root, env=env, capture_output=True, text=True, check=False)
+    elsewhere.rename(archives)
+    assert done.returncode == 2
+    assert "dvc pull data/cub200" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -323,6 +323,16 @@ def test_what_is_missing_is_named_with_the_way_to_bring_it(checkout: Path) -> No
 
 
 @pytest.mark.dvc
+def test_what_no_link_leads_to_is_brought_from_a_folder(checkout: Path) -> None:
+    study = checkout / "studies" / "large.yaml"
+    content = yaml.safe_load(study.read_text())
+    content["study"]["edition"] = "reduced"
+    study.write_text(yaml.safe_dump(content))
+    shutil.rmtree(checkout / "data")
+    assert used(checkout, "large")[1].startswith("next: `finetune fetch cifar10 --edition reduced --from FOLDER`, ")
+
+
+@pytest.mark.dvc
 def test_cached_data_leave_for_data_that_must_be_brought_and_come_back(checkout: Path) -> None:
     used(checkout, "large")
     assert lying(checkout) == {}
@@ -417,6 +427,25 @@ def test_data_that_are_right_stay_though_they_are_not_cached(plain: Path) -> Non
     lay(plain, "large")
     assert used(plain, "large")[0].endswith("in data/: cifar10, own as it was")
     assert lying(plain) == version("large")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat/1.jpg", "cat-big/1.jpg", "cat 2/1.jpg", "cat/sub/2.jpg"),
+        ("a/b", "a.txt", "a!", "B", "\u00e9/x", "z/\u00e9"),
+    ],
+)
+def test_a_folder_has_the_hash_that_dvc_gives_it(names: tuple[str, ...]) -> None:
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+    tree = Tree()
+    for name in names:
+        tree.add(tuple(name.split("/")), None, HashInfo("md5", md5(name.encode())))
+    tree.digest()
+    assert tree.hash_info is not None
+    assert data_version._hash({name: md5(name.encode()) for name in names}) == tree.hash_info.value
 
 
 def test_data_that_the_study_does_not_list_stay(plain: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune import datasets, params, runs, stages
+from finetune import datasets, params, resolved, runs, stages
 from finetune.images import decode, shrink
 from finetune.model import prepare_backbone
 from finetune.prepare import prepare
@@ -61,7 +61,7 @@ def test_real_birds_are_learnt_from_imagenet_weights(tmp_path: Path, monkeypatch
     )
     assert store.meta["counts"] == {"train": 1400, "val": 200, "test": 800}
     prepare_backbone(read.backbone.source, read.backbone.weights, tmp_path, layout.backbone)
-    stages.train(stages.resolve(read, layout, RUN), layout)
+    stages.train(resolved.resolve(read, layout, RUN), layout)
     stages.evaluate(layout, RUN)
     test = runs.read_json(layout.evaluation(RUN) / runs.METRICS)["test"]
     assert test["images"] == 800

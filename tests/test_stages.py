@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from finetune import params, runs, stages, study
+from finetune import params, resolved, runs, stages, study
 from finetune.accounting import flops_per_image
 from finetune.errors import InputError
 from finetune.model import build
@@ -42,8 +42,8 @@ class Killed(Exception):
     """Stands for a process that ends between two epochs."""
 
 
-def prepared(raw: Mapping[str, Any], layout: Layout, run: Run = RUN) -> stages.Prepared:
-    return stages.resolve(params.parse(raw), layout, run)
+def prepared(raw: Mapping[str, Any], layout: Layout, run: Run = RUN) -> resolved.Prepared:
+    return resolved.resolve(params.parse(raw), layout, run)
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_an_audit_that_fails_stops_before_anything_is_trained(
 ) -> None:
     from finetune.strategies.plan import Group, Phase, Plan
 
-    monkeypatch.setattr(stages, "build_plan", lambda *args: Plan("pretrained", (Phase((Group("low", ()),)),)))
+    monkeypatch.setattr(resolved, "build_plan", lambda *args: Plan("pretrained", (Phase((Group("low", ()),)),)))
     monkeypatch.setattr(stages, "fit", lambda *args, **options: pytest.fail("training began"))
     with pytest.raises(InputError, match="group 'low' is empty"):
         stages.train(prepared(tiny, layout), layout)
@@ -351,7 +351,7 @@ def test_cuda_is_refused_where_there_is_none(layout: Layout, tiny: Raw, monkeypa
     for asked in ({"device": "cuda"}, {}):
         with pytest.raises(InputError, match="device cuda: PyTorch sees no CUDA device"):
             tiny["training"] |= asked
-            stages.resolve(params.parse(tiny), layout, RUN, device=None if asked else "cuda")
+            resolved.resolve(params.parse(tiny), layout, RUN, device=None if asked else "cuda")
 
 
 # Evaluation
@@ -411,10 +411,10 @@ def test_evaluating_on_cuda_is_refused_where_there_is_none(used: Layout, monkeyp
 
 
 def test_every_strategy_is_checked_under_every_data_sets_recipe(tiny: dict[str, Any]) -> None:
-    stages.check_strategies(params.parse(tiny))
+    resolved.check_strategies(params.parse(tiny))
     tiny["strategies"]["from_scratch"] = {"training": {"bn": "eval"}}
     with pytest.raises(InputError, match=r"^params.yaml: strategies.from_scratch on toy: bn: eval uses the pretrained"):
-        stages.check_strategies(params.parse(tiny))
+        resolved.check_strategies(params.parse(tiny))
     tiny["strategies"]["from_scratch"] = {"last_blocks": 3}
     with pytest.raises(InputError, match=r"strategies.from_scratch: plan from_scratch has no option 'last_blocks'"):
-        stages.check_strategies(params.parse(tiny))
+        resolved.check_strategies(params.parse(tiny))

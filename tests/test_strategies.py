@@ -256,9 +256,14 @@ def test_a_parameter_twice_in_one_group_is_refused(model: MobileNetV2) -> None:
         audited(model, of_groups(twice, body(model)))
 
 
-@pytest.mark.parametrize("name", ["features.9.conv.2.wieght", "features.0.1.running_mean"])
-def test_a_name_that_is_no_parameter_is_refused_naming_it(model: MobileNetV2, name: str) -> None:
-    with pytest.raises(InputError, match=f"group 'extra' names '{name}', which is no parameter"):
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("features.9.conv.2.wieght", "features.9.conv.2.weight"), ("features.0.1.running_mean", "features.0.1.")],
+)
+def test_a_name_that_is_no_parameter_is_refused_naming_the_nearest(model: MobileNetV2, name: str, near: str) -> None:
+    with pytest.raises(
+        InputError, match=f"group 'extra' names '{name}', which is no parameter of the model; did you mean '{near}"
+    ):
         audited(model, of_groups(head(model), body(model), Group("extra", (name,))))
 
 

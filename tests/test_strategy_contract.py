@@ -21,6 +21,7 @@ from finetune.batches import Batches
 from finetune.checkpoint import Pace
 from finetune.interruption import Interrupted
 from finetune.params import TrainingParams, parse
+from finetune.resolved import Prepared, resolve
 from finetune.serving import Classifier
 from finetune.store import Split, open_store
 from finetune.strategies.plan import Phase, Plan, audit
@@ -46,11 +47,11 @@ class Case:
     snapshots: list[dict[str, Tensor]] = field(default_factory=list)  # at the beginning and after each epoch
     rates: list[dict[str, tuple[float, float]]] = field(default_factory=list)  # per step: group -> rate, scale
 
-    def prepared(self, layout: Layout) -> stages.Prepared:
-        return stages.resolve(parse(self.content), layout, Run("toy", self.name, 1))
+    def prepared(self, layout: Layout) -> Prepared:
+        return resolve(parse(self.content), layout, Run("toy", self.name, 1))
 
     @cached_property
-    def resolved(self) -> stages.Prepared:
+    def resolved(self) -> Prepared:
         return self.prepared(Layout(self.root, self.inputs))
 
     @property

@@ -8,8 +8,9 @@ from torchvision.models import MobileNetV2
 
 from finetune.device import configure, move_to_device
 from finetune.params import load
+from finetune.resolved import resolve
 from finetune.runs import METRICS, read_json
-from finetune.stages import evaluate, resolve, train
+from finetune.stages import evaluate, train
 from finetune.study import Layout, runs
 
 

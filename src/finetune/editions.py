@@ -72,7 +72,7 @@ def use(root: Path, name: str, say: Say = print) -> None:
     ways = ((placed.right, "as it was"), (placed.brought, "brought"), (placed.missing, "missing"))
     came = [f"{', '.join(Path(path).name for path in paths)} {how}" for paths, how in ways if paths]
     say(f"study {name}: params.yaml and data.dvc are in place; in data/: {'; '.join(came)}")
-    say(f"next: {_bring(placed.missing)}`make study`")
+    say(f"next: {_bring(placed.missing, _edition(study))}`make study`")
 
 
 def new(root: Path, name: str, origin: str | None = None, say: Say = print) -> None:
@@ -131,10 +131,16 @@ def _outs(data: Path) -> dict[str, dict[str, Any]]:
         ) from None
 
 
-def _bring(missing: list[str]) -> str:
+def _edition(study: Path) -> str:
+    section = (yaml.safe_load(study.read_bytes()) or {}).get("study") or {}
+    return str(section.get("edition", "official"))
+
+
+def _bring(missing: list[str], edition: str) -> str:
     known = [name for path in missing if (name := Path(path).name) in datasets.names()]
     own = [path for path in missing if Path(path).name not in known]
-    ways = [f"`finetune fetch {' '.join(known)}`"] if known else []
+    whence = " --edition reduced --from FOLDER" if edition == "reduced" else ""  # it has no links
+    ways = [f"`finetune fetch {' '.join(known)}{whence}`"] if known else []
     ways += [f"`dvc pull {' '.join(own)}`"] if own else []
     return "".join(f"{way}, " for way in ways)
 

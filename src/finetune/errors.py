@@ -17,3 +17,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}known: {', '.join(known) or 'none'}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown name, where there are too many known ones to list."""
+    (near,) = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"did you mean '{near}'?"

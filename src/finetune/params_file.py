@@ -128,6 +128,10 @@ def found(value: Any) -> str:
     return "nothing (null)" if value is None else f"{value!r} ({_KINDS.get(type(value), type(value).__name__)})"
 
 
+def _sections(node: Any) -> list[str]:
+    return [name for name, value in node.items() if isinstance(value, dict | None)] if isinstance(node, dict) else []
+
+
 def _override(raw: dict[str, Any], text: str) -> None:
     key, sep, value = text.partition("=")
     if not sep or not key.strip():
@@ -136,7 +140,9 @@ def _override(raw: dict[str, Any], text: str) -> None:
     node: Any = raw
     for section in sections:
         if not isinstance(node, dict) or (section in node and not isinstance(node[section], dict | None)):
-            raise InputError(f"override '{text}': {section} is not a section of params.yaml")
+            raise InputError(
+                f"override '{text}': {section} is not a section of params.yaml; {suggest(section, _sections(node))}"
+            )
         node[section] = node.get(section) or {}
         node = node[section]
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 _MOST = 4  # at once: each loads PyTorch, and they take turns at DVC's lock
 _TRIES = 3  # where another process held that lock for too long
 _STARTING = re.compile(r"^Running stage 'train@(.+)':", re.MULTILINE)
+_LEADING_TO_ONE = re.compile(r"^Running stage '(prepare|backbone|plan|train)\b", re.MULTILINE)
 _NOISE = re.compile(r"^(> |Running stage |Updating lock file|To track the changes|\s*git add|To enable auto staging|$)")
 
 
@@ -35,8 +36,8 @@ def out_of_date(root: Path, dvc: Sequence[str], environment: dict[str, str]) -> 
         command = [*dvc, "repro", "--dry"]
         return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
 
-    first = dry()
-    if first.returncode == 0 and not _STARTING.search(first.stdout):
+    first = dry()  # does not tell that a training will follow, as long as what it depends on is not made anew
+    if first.returncode == 0 and not _LEADING_TO_ONE.search(first.stdout):
         return []
     ready = subprocess.run([*dvc, "repro", "prepare", "backbone", "plan"], cwd=root, env=environment, check=False)
     # A dry run stops at the first evaluation whose run is not there, after all trainings.

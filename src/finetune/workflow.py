@@ -7,9 +7,8 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -67,7 +66,7 @@ def _head_start(params: Params, layout: Layout, say: Say) -> None:
     if len(cells) < 2:
         return
     from finetune.device import resolve_device  # PyTorch is needed only now
-    from finetune.stages import check_strategies
+    from finetune.resolved import check_strategies
 
     check_strategies(params)  # before the first of them is trained
     if all(resolve_device(recipe.device) == "cpu" for recipe in recipes):
@@ -87,7 +86,7 @@ def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layo
     Returns:
         The run's own layout, and its folder.
     """
-    from finetune import interruption, stages, tracking
+    from finetune import interruption, resolved, stages, tracking
     from finetune.live import Live
     from finetune.training import Listener
 
@@ -95,14 +94,14 @@ def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layo
     pull_archives(Layout(root), [f"data/{run.dataset}"])
     own = root / ".finetune" / "runs" / (os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex)
     layout = Layout(own, _inputs(params, root, run.dataset))
-    resolved = stages.resolve(params, layout, run, device)
+    prepared = resolved.resolve(params, layout, run, device)
     with Live(params, side=True) as live:
         listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
-        place = stages.train(resolved, layout, (listener,), keep=True)
+        place = stages.train(prepared, layout, (listener,), keep=True)
         live.finished()
         interruption.check()
     stages.evaluate(layout, run)
-    stages.forget(resolved)
+    stages.forget(prepared)
     tracking.note_side_run(params, layout, run, live.run_id)
     live.completed(lambda: tracking.track_run(params, layout, run))
     return layout, place
@@ -130,38 +129,33 @@ def _lacks_archives(folder: Path) -> bool:
 
 def _inputs(params: Params, root: Path, dataset: str) -> Path:
     """Store and backbone for runs outside DVC, shared by all that need the same. DVC's own store is used if it fits."""
+    from finetune import kept
     from finetune.model import prepare_backbone
     from finetune.prepare import check_archives, prepare, source_meta
     from finetune.store import FORMAT
 
-    declared, settings = dataset_of(params, dataset), params.prepare_for(dataset)
-    md5 = check_archives(declared, params.study.edition, root / "data" / dataset)
+    declared, settings, archives = dataset_of(params, dataset), params.prepare_for(dataset), root / "data" / dataset
+    md5 = check_archives(declared, params.study.edition, archives)
     wanted = source_meta(declared, params.study.edition, md5, settings)
     key = json.dumps([FORMAT, wanted, params.backbone.model_dump()], sort_keys=True)
     layout = Layout(root / ".finetune" / "inputs" / hashlib.sha256(key.encode()).hexdigest()[:16])
     place, ours = layout.store(dataset), Layout(root).store(dataset)
+
+    def fits(store: Path) -> bool:
+        return kept.find(declared, params.study.edition, settings, archives, store.resolve(), md5) is not None
+
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(layout.root.with_suffix(".lock")):
-        if not _fits(place, wanted):
+        if not fits(place):
             if place.is_symlink():  # to a store of DVC's that is gone, or was made anew with other settings
                 place.unlink()
-            if not place.exists() and _fits(ours, wanted):
+            if not place.exists() and fits(ours):
                 place.symlink_to(ours, target_is_directory=True)
             else:
-                prepare(declared, params.study.edition, settings, root / "data" / dataset, place)
+                prepare(declared, params.study.edition, settings, archives, place)
         sample = root / "samples" / "backbone.safetensors"
         prepare_backbone(params.backbone.source, params.backbone.weights, sample, layout.backbone)
     return layout.root
-
-
-def _fits(store: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a store of just these archives and settings lies there."""
-    from finetune.store import open_store
-
-    try:
-        return wanted.items() <= open_store(store).meta.items()
-    except InputError:  # there is none, or it is broken
-        return False
 
 
 def _dvc(*words: str, cwd: Path) -> int:

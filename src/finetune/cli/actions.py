@@ -65,12 +65,13 @@ def run(
     """
     with interruption.handled():
         with uncollected():
-            from finetune import runs, stages, workflow
+            from finetune import runs, workflow
             from finetune import study as studies
+            from finetune.device import resolve_device
 
         params, _ = load(params_file, tuple(word for text in overrides for word in text.split()))
         studies.check_run(params, dataset, strategy)
-        stages.resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
+        resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
         one = studies.Run(dataset, strategy, seed)
         layout, place = workflow.run_alone(params, one, device)
     test = runs.read_json(layout.evaluation(one) / runs.METRICS)["test"]

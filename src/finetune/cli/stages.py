@@ -79,12 +79,12 @@ def train(
     """Train one run (stage train): live in MLflow unless --tracking off."""
     with interruption.handled():
         with uncollected():
-            from finetune import stages, study
+            from finetune import resolved, study
 
         params, layout = load(params_file, overrides)
         study.check_run(params, dataset, strategy)
-        resolved = stages.resolve(params, layout, study.Run(dataset, strategy, seed), device)
-        place = train_run(params, layout, resolved, tracking)
+        prepared = resolved.resolve(params, layout, study.Run(dataset, strategy, seed), device)
+        place = train_run(params, layout, prepared, tracking)
     click.echo(f"{place}: finished")
 
 
@@ -133,7 +133,7 @@ def report(params_file: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"{layout.report / 'report.md'}")
 
 
-def train_run(params: Any, layout: Any, resolved: Any, tracking: str) -> Path:
+def train_run(params: Any, layout: Any, prepared: Any, tracking: str) -> Path:
     """Train, telling the tracking server as it goes when `tracking` is auto and MLflow is installed."""
     import importlib.util
 
@@ -141,12 +141,12 @@ def train_run(params: Any, layout: Any, resolved: Any, tracking: str) -> Path:
     from finetune.training import Listener
 
     if tracking == "off" or importlib.util.find_spec("mlflow") is None:
-        return stages.train(resolved, layout, began=BEGAN)
+        return stages.train(prepared, layout, began=BEGAN)
     from finetune.live import Live
 
     with Live(params) as live:
         listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
-        place = stages.train(resolved, layout, (listener,), began=BEGAN)
+        place = stages.train(prepared, layout, (listener,), began=BEGAN)
         with interruption.finishing():
             live.finished()
     return place

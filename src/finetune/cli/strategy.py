@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from finetune.catalogue import Strategy
 
 _MOST_NAMED = 3  # groups in a row of `list`
-_ADDS = {
-    "penalty": "a penalty is added to the loss",
-    "scales": "LR scales are measured anew each epoch",
-    "solve": "the head is solved for at once",
-}
 _CLASSES = click.IntRange(min=2)
 
 

@@ -6,7 +6,7 @@ from torchvision.models import MobileNetV2
 
 from finetune.errors import InputError
 from finetune.recipe import TrainingParams
-from finetune.strategies.plan import Group, Phase, Plan, check_coverage, tensors_of, trainable
+from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, check_coverage, tensors_of, trainable
 
 
 def adjusted(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str = "training") -> Plan:
@@ -41,8 +41,15 @@ def _with_batchnorm(model: MobileNetV2, plan: Plan, recipe: TrainingParams, wher
         if idle := [name for name in before if before[name] and not after[name]]:
             raise InputError(
                 f"{where}: bn: {recipe.bn} leaves the strategy's group '{idle[0]}' nothing to train, as it holds "
-                "BatchNorm weights and biases alone; use bn: affine_only or train"
+                "BatchNorm weights and biases alone; use bn: affine_only"
             )
+        policies = {name: group.batchnorm for group in groups for name in group.tensors}
+        for layer in batchnorm_layers(model):
+            if policies[f"{layer}.weight"] != policies[f"{layer}.bias"]:
+                raise InputError(
+                    f"{where}: bn: {recipe.bn} would put BatchNorm layer {layer} under two policies, as the strategy "
+                    "freezes one of its weight and bias, and trains the other; use bn: affine_only, or leave bn out"
+                )
         phases.append(replace(phase, groups=groups))
     return replace(plan, phases=tuple(phases))
 
@@ -59,7 +66,8 @@ def _head_first(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: s
     others = tuple(name for name in owner if name not in head)
     first = owner[head[0]]
     groups = (
-        Group("head_first", head, first.lr_scale, first.decay),
+        # What a penalty pulls in the place of weight decay has weight decay as long as there is no penalty.
+        Group("head_first", head, first.lr_scale, first.decay or plan.phases[0].penalty is not None),
         Group("waiting", others, frozen=True, batchnorm="eval"),
     )
     share = recipe.freeze_epochs / recipe.epochs
@@ -78,8 +86,8 @@ def _check(plan: Plan, recipe: TrainingParams, where: str) -> None:
         done += phase.share
     if recipe.compile != "none" and any(phase.penalty is not None for phase in plan.phases):
         raise InputError(
-            f"{where}: compile: {recipe.compile}: this strategy's penalty looks at what the network computes inside, "
-            "which a compiled one does not show; use compile: none"
+            f"{where}: compile: {recipe.compile}: this strategy has a penalty, which may look at what the network "
+            "computes inside, and a compiled one does not show that; use compile: none"
         )
     if any(phase.solve is not None for phase in plan.phases):
         found = {"epochs": recipe.epochs, "augmentation": recipe.augmentation.name, "mixup": recipe.mixup}
@@ -90,3 +98,9 @@ def _check(plan: Plan, recipe: TrainingParams, where: str) -> None:
                     f"{where}: {key}: {found[key]}: this strategy solves the head at once, on the images as they are; "
                     f"give its training {key} {wanted}"
                 )
+        if not recipe.weight_decay > 0:
+            raise InputError(
+                f"{where}: weight_decay: {recipe.weight_decay:g}: this strategy solves the head exactly, and without "
+                "weight decay the weights of classes that can be told apart grow without end; give its training one "
+                "above 0"
+            )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
-from finetune.errors import InputError
+from finetune.errors import InputError, nearest
 from finetune.model import BLOCKS, block_of, is_batchnorm
 
 BatchNormPolicy = Literal["train", "eval", "affine_only"]
@@ -120,7 +120,10 @@ def check_coverage(model: MobileNetV2, groups: Sequence[Group]) -> dict[str, Gro
             raise InputError(f"plan: group '{group.name}' is empty; give it parameters, or leave the group out")
         for name in group.tensors:
             if name not in parameters:
-                raise InputError(f"plan: group '{group.name}' names {name!r}, which is no parameter of the model")
+                raise InputError(
+                    f"plan: group '{group.name}' names {name!r}, which is no parameter of the model; "
+                    f"{nearest(name, parameters)}"
+                )
             if name in owner:
                 raise InputError(f"plan: {name} is in the groups '{owner[name].name}' and '{group.name}'; keep one")
             owner[name] = group
