@@ -8,7 +8,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from finetune.aside import alone, clear_abandoned
+from finetune.aside import clear_abandoned
 from small_store import store_of
 
 _HOLDER = """
@@ -48,11 +48,6 @@ def test_what_a_killed_move_left_is_cleared_but_no_store(tmp_path: Path) -> None
 
 def test_where_no_folder_is_there_is_nothing_to_clear(tmp_path: Path) -> None:
     assert clear_abandoned(tmp_path / "prepared") == []
-
-
-def test_alone_tells_who_did_not_wait(tmp_path: Path) -> None:
-    with alone(tmp_path / "prepared" / "toy") as waited:
-        assert not waited
 
 
 def test_checking_stores_clears_what_was_left(tmp_path: Path) -> None:

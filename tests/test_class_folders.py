@@ -240,6 +240,26 @@ def test_a_layout_that_is_none_is_refused(files: dict[str, bytes], expected: str
 
 
 @pytest.mark.parametrize(
+    ("first", "wrong"),
+    [
+        ("ant/0.jpg", "x.jpg"),
+        ("train/ant/0.jpg", "train/x.jpg"),
+        ("a/b/ant/0.jpg", "a/x.jpg"),
+        ("ant/0.jpg", "bee/red/0.jpg"),
+        ("train/ant/0.jpg", "test/ant/red/0.jpg"),
+        ("ant/red/0.jpg", "bee/0.jpg"),
+    ],
+)
+def test_an_image_too_deep_or_outside_is_told_when_it_comes(first: str, wrong: str, folder: Path) -> None:
+    behind = {f"{first.rpartition('/')[0]}/{i}.jpg": b"" for i in range(1, 1000)}
+    write(folder / "own.tar.gz", {first: b"", wrong: b"", **behind})
+    seen = []
+    with pytest.raises(InputError, match=r"outside the class folders|in a folder within the class folder"):
+        seen.extend(class_folders.dataset("own").read(folder).examples)
+    assert len(seen) <= 1
+
+
+@pytest.mark.parametrize(
     ("names", "expected"),
     [
         ((), "found nothing, expected a .tar, .tar.gz, .tgz or .zip, or folders of images; bring one, or pull it with"),

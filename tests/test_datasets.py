@@ -277,6 +277,24 @@ def test_metadata_that_come_first_give_the_same_and_give_it_at_once(
     assert [(e.split, e.label, e.member) for e in found] == [(e.split, e.label, e.member) for e in expected]
 
 
+@pytest.mark.parametrize("tables_first", [True, False])
+@pytest.mark.parametrize("suffix", ["png", "JPEG", "webp"])
+def test_listed_images_of_any_kind_are_taken(suffix: str, tables_first: bool, folder: Path) -> None:
+    write("cub200", folder)
+    with tiny_archives.edited(folder / "CUB_200_2011.tgz") as files:
+        edited = {
+            name.replace("3.jpg", f"3.{suffix}"): data.replace(b"3.jpg", f"3.{suffix}".encode())
+            if name.endswith("images.txt")
+            else data
+            for name, data in files.items()
+        }
+        files.clear()
+        files.update(sorted(edited.items(), key=lambda item: item[0].endswith(".txt") != tables_first))
+    found = examples("cub200", folder)
+    assert len(found) == 18
+    assert sum(example.member.endswith(f"3.{suffix}") for example in found) == 3
+
+
 def test_cifar_row_is_three_planes(folder: Path) -> None:
     tiny_archives.write("cifar10", folder, classes=1, train=0, test=1)
     row = np.zeros((1, 3072), np.uint8)

@@ -68,6 +68,45 @@ def test_another_archive_keeps_nothing_and_is_prepared(prepared: Prepared) -> No
     assert prepared.prepare().digest != prepared.digest
 
 
+def unread(*_: object) -> dict[str, str]:
+    """Stands for what reads archives."""
+    raise AssertionError
+
+
+def test_an_archive_of_another_size_is_not_read_to_know_it(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_archives.write("cifar10", prepared.archives, train=8)
+    monkeypatch.setattr(kept, "check_archives", unread)
+    assert not prepared.found()
+
+
+@pytest.mark.parametrize("form", own_images.FORMS)
+def test_class_folders_of_another_size_are_not_read_to_know_it(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, place = class_folders.dataset("own"), tmp_path / "data" / form if Path(form).suffix else tmp_path / "data"
+
+    def found() -> bool:
+        return kept.find(own, "any", SETTINGS, tmp_path / "data", tmp_path / "own") is not None
+
+    own_images.write(place, own_images.pool(8))
+    prepare(own, "any", SETTINGS, tmp_path / "data", tmp_path / "own")
+    (tmp_path / "data" / "notes.txt").write_text("no data of the set")
+    assert found()
+    own_images.write(place, own_images.pool(9))
+    monkeypatch.setattr(kept, "check_archives", unread)
+    assert not found()
+
+
+def test_who_has_read_the_archives_tells_their_md5(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(md5: dict[str, str]) -> bool:
+        return kept.find(CIFAR, "any", SETTINGS, prepared.archives, prepared.place, md5) is not None
+
+    monkeypatch.setattr(kept, "check_archives", unread)
+    md5 = open_store(prepared.place).meta["archives_md5"]
+    assert found(md5)
+    assert not found(dict.fromkeys(md5, "0" * 32))
+
+
 def test_another_edition_of_the_same_archives_keeps_nothing(prepared: Prepared) -> None:
     md5 = open_store(prepared.place).meta["archives_md5"]
     toy = replace(CIFAR, editions={"sample": Edition(md5, train=12, test=6)})

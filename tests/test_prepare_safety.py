@@ -1,6 +1,7 @@
 """Prepare beside others, on small disks, and after a kill: nothing is lost, nothing is half-written."""
 
 import errno
+import io
 import shutil
 import threading
 from collections import namedtuple
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 import tiny_archives
 from finetune import datasets, decoding
+from finetune.counting import size
 from finetune.datasets import Contents, Dataset, Edition, Example
 from finetune.errors import InputError
 from finetune.params import PrepareParams
@@ -46,35 +48,57 @@ def dataset(stream: Callable[[], Iterator[Example]] = noise, images: int | None 
 # Two at once
 
 
-def test_a_second_prepare_waits_and_takes_what_the_first_made(
-    tmp_path: Path, archives: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place, began, go_on, reads = tmp_path / "toy", threading.Event(), threading.Event(), []
+def waits(thread: threading.Thread, capsys: pytest.CaptureFixture[str]) -> None:
+    """Start a prepare, until it says that another one has the lock."""
+    thread.start()
+    while "another process is preparing it" not in capsys.readouterr().out:
+        thread.join(0.05)
+        assert thread.is_alive()
 
-    def slow() -> Iterator[Example]:
-        reads.append(1)
+
+def test_a_second_prepare_waits_and_takes_what_the_first_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_archives.write("cifar10", tmp_path / "data")
+    place, began, go_on, made = tmp_path / "cifar10", threading.Event(), threading.Event(), []
+    start, digests = Writer.__init__, list[str]()
+
+    def slow(self: Writer, *args: object, **named: object) -> None:
+        made.append(1)
         began.set()
         assert go_on.wait(30)
-        yield from noise()
+        start(self, *args, **named)  # type: ignore[arg-type]
 
-    digests: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: digests.append(prepare(dataset(slow), "any", SETTINGS, archives, place).digest))
-        for _ in range(2)
-    ]
+    def work() -> None:
+        digests.append(prepare(datasets.load("cifar10"), "any", SETTINGS, tmp_path / "data", place).digest)
+
+    monkeypatch.setattr(Writer, "__init__", slow)
+    threads = [threading.Thread(target=work) for _ in range(2)]
     threads[0].start()
     assert began.wait(30)
-    threads[1].start()
-    while "another process is preparing it" not in capsys.readouterr().out:
-        threads[1].join(0.05)
-        assert threads[1].is_alive()
+    waits(threads[1], capsys)
     go_on.set()
     for thread in threads:
         thread.join(30)
     assert len(digests) == 2
     assert digests[0] == digests[1]
-    assert len(reads) == 1
-    assert check(open_store(place)) == 200
+    assert len(made) == 1
+    assert check(open_store(place)) == 18
+
+
+def test_a_prepare_that_waited_takes_no_damaged_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_archives.write("cifar10", tmp_path / "data")
+    place, cifar = tmp_path / "cifar10", datasets.load("cifar10")
+    prepare(cifar, "any", SETTINGS, tmp_path / "data", place)
+    content = bytearray((place / "trainval.u8").read_bytes())
+    content[-3] ^= 1
+    (place / "trainval.u8").write_bytes(content)
+    lock = held(place)  # by one that gives up
+    waiting = threading.Thread(target=lambda: prepare(cifar, "any", SETTINGS, tmp_path / "data", place))
+    waits(waiting, capsys)
+    lock.release()
+    waiting.join(30)
+    assert check(open_store(place)) == 18
 
 
 def test_a_waiting_prepare_of_other_settings_makes_its_own(tmp_path: Path, archives: Path) -> None:
@@ -126,10 +150,7 @@ def test_what_the_one_left_that_was_waited_for_and_killed_is_cleared_away(
 ) -> None:
     lock = held(tmp_path / "toy")
     waiting = threading.Thread(target=lambda: prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy"))
-    waiting.start()
-    while "another process is preparing it" not in capsys.readouterr().out:
-        waiting.join(0.05)
-        assert waiting.is_alive()
+    waits(waiting, capsys)
     (tmp_path / ".toy.aside").mkdir()
     lock.release()
     waiting.join(30)
@@ -185,9 +206,24 @@ def test_the_number_of_images_follows_from_the_bytes_that_were_read_where_nothin
 
     contents = Contents(("a", "b"), slowly(), reading=reading)
     toy = Dataset("toy", "Toy", 2, ("a.bin",), {}, lambda _: contents)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 11_000_000))
-    with pytest.raises(InputError, match=r"toy: the store of 4,000 images will take about 12 MB more"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 9_000_000))
+    with pytest.raises(InputError, match=r"toy: the store of 4,000 images will take about 11 MB more"):
         prepare(toy, "any", SETTINGS, archives, tmp_path / "toy")
+
+
+def test_images_that_are_smaller_in_front_do_not_stand_for_the_rest(
+    tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = Read(0.0)
+
+    def mixed() -> Iterator[Example]:
+        for i, example in enumerate(noise(4000), 1):
+            reading.told = i / 40_000 if i <= 400 else 0.01 + 0.99 * (i - 400) / 3600
+            yield example
+
+    toy = Dataset("toy", "Toy", 2, ("a.bin",), {}, lambda _: Contents(("a", "b"), mixed(), reading=reading))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 16_000_000))
+    assert prepare(toy, "any", SETTINGS, archives, tmp_path / "toy").meta["counts"]["test"] == 800
 
 
 def test_cifar_tells_it_in_its_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,11 +244,15 @@ def test_cifar_tells_it_in_its_first_batch(tmp_path: Path, monkeypatch: pytest.M
         prepare(datasets.load("cifar10"), "any", SETTINGS, tmp_path / "data", tmp_path / "cifar10")
     told = int(str(caught.value).partition(" images")[0].rpartition(" ")[2].replace(",", ""))
     assert 4000 < told < 7000  # of 6,000: the archive is read a mebibyte at a time
-    assert len(written) == 64
+    assert len(written) == 1024
 
 
 def test_a_disk_that_just_holds_it_will_do(tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, (200 - 64) * 3072))
+    needed = (200 - 64) * 3072 + 200 * 100  # bytes of pixels and of labels, index, hashes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, needed - 1))
+    with pytest.raises(InputError, match=f"will take about {size(needed)} more"):
+        prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, needed))
     assert prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy").meta["counts"]["test"] == 40
 
 
@@ -235,6 +275,29 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_the_old_store(
     assert not (tmp_path / ".toy.aside").exists()
 
 
+def test_a_disk_so_full_that_no_file_can_be_closed_keeps_nothing(
+    tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Writer.__init__
+
+    class Full(io.StringIO):
+        """Names that still wait to be written when the file is closed."""
+
+        def close(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def starting(self: Writer, *args: object, **named: object) -> None:
+        start(self, *args, **named)  # type: ignore[arg-type]
+        self._members.close()
+        self._members = Full()  # type: ignore[assignment]
+
+    monkeypatch.setattr(Writer, "__init__", starting)
+    with pytest.raises(InputError, match=r"toy: could not be .* \(No space left on device\) while .*; make room"):
+        prepare(dataset(), "any", SETTINGS, archives, tmp_path / "toy")
+    assert not (tmp_path / ".toy.aside").exists()
+    assert not (tmp_path / "toy").exists()
+
+
 # Another edition
 
 
@@ -254,6 +317,34 @@ def test_another_md5_is_refused_though_the_images_can_be_read(tmp_path: Path, ar
     with pytest.raises(InputError, match="found md5"):
         prepare(dataset(sample=sample), "sample", SETTINGS, archives, tmp_path / "toy")
     assert not (tmp_path / "toy").exists()
+
+
+def test_another_number_of_images_than_the_editions_has_the_md5_checked_before_any_is_read(
+    tmp_path: Path, archives: Path
+) -> None:
+    def untouched() -> Iterator[Example]:
+        raise AssertionError
+        yield
+
+    sample = Edition({"a.bin": "0" * 32}, train=400, test=100)
+    with pytest.raises(InputError, match="found md5"):
+        prepare(dataset(untouched, 200, sample=sample), "sample", SETTINGS, archives, tmp_path / "toy")
+
+
+def test_more_images_than_the_editions_have_the_md5_checked_at_once(
+    tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, add = list[int](), Writer.add
+
+    def adding(self: Writer, *args: object) -> None:
+        written.append(1)
+        add(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Writer, "add", adding)
+    sample = Edition({"a.bin": "0" * 32}, train=80, test=20)
+    with pytest.raises(InputError, match="found md5"):
+        prepare(dataset(noise, None, sample=sample), "sample", SETTINGS, archives, tmp_path / "toy")
+    assert len(written) == 101
 
 
 def test_memory_holds_few_images_at_a_time(tmp_path: Path, archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:

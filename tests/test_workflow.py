@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import tiny_archives
 from dvc_checkout import Checkout
-from finetune import model, params, runs, stages, study, tracking, workflow
+from finetune import kept, model, params, runs, stages, study, tracking, workflow
 from finetune.errors import InputError
 from finetune.interruption import Interrupted
 from finetune.params import Params
@@ -150,6 +150,22 @@ def test_without_a_store_of_dvcs_one_is_prepared_and_used_again(root: Path) -> N
 def test_dvcs_store_is_used_where_it_fits(root: Path) -> None:
     place = prepare_as_dvc_does(root, 0.25)
     assert store_of(root).resolve() == place.resolve()
+
+
+def test_a_store_of_dvcs_that_is_damaged_is_not_used(root: Path) -> None:
+    place = prepare_as_dvc_does(root, 0.25)
+    assert store_of(root).is_symlink()
+    content = bytearray((place / "trainval.u8").read_bytes())
+    content[-3] ^= 1
+    (place / "trainval.u8").write_bytes(content)
+    assert not store_of(root).is_symlink()
+
+
+def test_a_store_of_dvcs_that_other_code_made_is_not_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(kept, "version", lambda library: "0.0")
+        prepare_as_dvc_does(root, 0.25)
+    assert not store_of(root).is_symlink()
 
 
 def test_dvcs_store_made_anew_with_other_settings_is_used_no_longer(root: Path) -> None:

@@ -17,19 +17,17 @@ def aside(place: Path) -> Path:
 
 
 @contextmanager
-def alone(place: Path) -> Iterator[bool]:
-    """Hold the lock of the store at `place`, waiting for it; gives whether another process had it."""
+def alone(place: Path) -> Iterator[None]:
+    """Hold the lock of the store at `place`, waiting for it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(place)
-    waited = False
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        waited = True
         print(f"{place}: another process is preparing it; waits for that", flush=True)
         lock.acquire()
     try:
-        yield waited
+        yield
     finally:
         lock.release()
 

@@ -98,7 +98,7 @@ def _hash(md5: Mapping[str, str]) -> str:
     """As DVC hashes a folder; of a single file, whose path is '.', its own."""
     if set(md5) == {"."}:
         return md5["."]
-    listed = [{"md5": md5[name], "relpath": name} for name in sorted(md5, key=lambda name: name.split("/"))]
+    listed = [{"md5": md5[name], "relpath": name} for name in sorted(md5)]
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 

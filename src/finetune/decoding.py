@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.datasets import Example
-from finetune.images import decode, pixels_in, shrink
+from finetune.images import decode, shape_in, shrink
 from finetune.store_writer import content_hash
 
 _GROUP = 1 << 20  # bytes of pixels, stored, that a thread makes at a time: enough that handing over costs little
-_MOST, _MOST_BYTES = 256, 1 << 20  # images, encoded bytes: at most so many at a time
+_MOST, _MOST_BYTES = 256, 1 << 20  # images, bytes as they come: at most so many at a time
 _AHEAD = 3  # groups for each thread
 _PIXELS = 16_000_000  # decoded at a time, or a single larger image: some 8 bytes of memory for each
 
@@ -53,9 +53,9 @@ def decoded_images(examples: Iterable[Example], short_side: int) -> Iterator[tup
     """
     room = _Room(_PIXELS)
 
-    def image_of(example: Example) -> Image:
+    def image_of(example: Example, pixels: int) -> Image:
         encoded = example.image
-        with room.taken(0 if isinstance(encoded, np.ndarray) else pixels_in(encoded)):
+        with room.taken(pixels):
             whole = encoded if isinstance(encoded, np.ndarray) else decode(encoded, example.member)
             whole = np.ascontiguousarray(whole)
             stored = np.ascontiguousarray(shrink(whole, short_side))
@@ -63,42 +63,37 @@ def decoded_images(examples: Iterable[Example], short_side: int) -> Iterator[tup
             content = decoded if stored.shape == whole.shape else content_hash(stored)
             return Image(stored, (content, decoded, (whole.shape[0], whole.shape[1])))
 
-    def work(group: list[Example]) -> list[tuple[Example, Image]]:
-        return [(Example(one.split, one.label, b"", one.member), image_of(one)) for one in group]
+    def work(group: list[tuple[Example, int]]) -> list[tuple[Example, Image]]:
+        return [(Example(one.split, one.label, b"", one.member), image_of(one, pixels)) for one, pixels in group]
 
     threads = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    size = _Size()
     with ThreadPoolExecutor(threads) as pool:
-        groups = _grouped(examples, size)
+        groups = _grouped(examples, short_side)
         waiting: deque[Future[list[tuple[Example, Image]]]] = deque(
             pool.submit(work, group) for group in islice(groups, _AHEAD * threads)
         )
         while waiting:
             done = waiting.popleft().result()
-            size.learn(done)
             waiting.extend(pool.submit(work, group) for group in islice(groups, 1))
             yield from done
 
 
-class _Size:
-    """How many images to give a thread at a time, by the size of those that it gave back."""
-
-    def __init__(self) -> None:
-        self.images = 4
-
-    def learn(self, done: list[tuple[Example, Image]]) -> None:
-        largest = max(image.pixels.size for _, image in done)
-        self.images = max(1, min(_MOST, _GROUP // largest, 2 * self.images))
-
-
-def _grouped(examples: Iterable[Example], size: _Size) -> Iterator[list[Example]]:
-    group: list[Example] = []
-    weight = 0
+def _grouped(examples: Iterable[Example], short_side: int) -> Iterator[list[tuple[Example, int]]]:
+    """Examples, each with the pixels that are to be decoded, as many together as a thread is given at a time."""
+    group: list[tuple[Example, int]] = []
+    coming, stored = 0, 0.0  # bytes
     for example in examples:
-        group.append(example)
-        weight += len(example.image) if isinstance(example.image, bytes) else example.image.nbytes
-        if len(group) >= size.images or weight > _MOST_BYTES:
+        image = example.image
+        if isinstance(image, np.ndarray):
+            (height, width), pixels, size = image.shape[:2], 0, image.nbytes
+        else:
+            height, width = shape_in(image)
+            pixels, size = height * width, len(image)
+        group.append((example, pixels))
+        coming += size
+        stored += 3 * height * width * min(1.0, short_side / max(1, min(height, width))) ** 2
+        if len(group) >= _MOST or coming > _MOST_BYTES or stored >= _GROUP:
             yield group
-            group, weight = [], 0
+            group, coming, stored = [], 0, 0.0
     if group:
         yield group

@@ -47,16 +47,16 @@ def decode(data: bytes, where: str) -> np.ndarray:
         raise InputError(f"{where}: a broken image ({error}); replace it with a whole file") from None
 
 
-def pixels_in(data: bytes) -> int:
-    """How many pixels an image file holds by its header; 0 where that cannot be read."""
+def shape_in(data: bytes) -> tuple[int, int]:
+    """Height and width of an image file by its header, not turned; zeros where that cannot be read."""
     try:
         if simplejpeg.is_jpeg(data):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            return height * width
+            return height, width
         with Image.open(io.BytesIO(data)) as image:
-            return image.width * image.height
+            return image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # `decode` says what is wrong
-        return 0
+        return 0, 0
 
 
 def shrink(image: np.ndarray, short_side: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import gc
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from finetune import duplicates, kept
 from finetune.allocator import keep_small_freed_memory
-from finetune.archive_check import ANY, check_archives, check_counts, check_md5s, check_present, edition_of, source_meta
+from finetune.archive_check import check_archives, check_counts, check_md5s, check_present, edition_of, source_meta
 from finetune.aside import alone, aside, clear_abandoned
 from finetune.counting import counted, size
 from finetune.datasets import Contents, Dataset, Example
@@ -23,6 +24,8 @@ from finetune.store import Store, open_store
 from finetune.store_writer import Writer
 
 _PROBE = 64  # images whose stored size tells the whole store's
+_PROBED = 0.1  # of the archives' bytes: what tells it where nobody says how many images come, and sizes may be mixed
+_BESIDE = 100  # bytes an image takes besides its pixels: label, index, hash, name
 
 
 def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: Path, place: Path) -> Store:
@@ -36,15 +39,13 @@ def prepare(dataset: Dataset, edition: str, settings: PrepareParams, archives: P
     keep_small_freed_memory()
     try:
         clear_abandoned(place.parent)
-        with alone(place) as waited, _collecting_little():
+        with alone(place), _collecting_little():
             if made := kept.find(dataset, edition, settings, archives, place):
                 print(f"{place}: kept, as archives, settings and code are those it was made with", flush=True)
                 return made
-            if waited and (made := _made_meanwhile(dataset, edition, settings, archives, place)):
-                return made
             _write(dataset, edition, settings, archives, place)
             made = open_store(place)
-            kept.note(dataset, made)
+            kept.note(dataset, archives, made)
             return made
     except OSError as error:
         raise InputError(
@@ -57,21 +58,22 @@ def _write(dataset: Dataset, edition: str, settings: PrepareParams, archives: Pa
     expected = edition_of(dataset, edition)
     check_present(dataset, archives)
     shutil.rmtree(aside(place), ignore_errors=True)  # of another process that was killed while this one waited
+    of_edition = expected.train + expected.test if expected else None
     contents, writer = None, None
     try:
         contents = dataset.read(archives)
+        checked_md5 = partial(_checked_md5, dataset, edition, archives, contents)
+        if of_edition and contents.images not in (None, of_edition):
+            checked_md5()
         writer = Writer(aside(place), together=not contents.placed)
-        images = expected.train + expected.test if expected else contents.images
-        _take(dataset.name, contents, settings, writer, place, images)
+        _take(dataset.name, contents, settings, writer, place, of_edition or contents.images, checked_md5)
         classes = contents.classes
         if contents.late:
             late = contents.late()
             classes = late.classes
             if late.splits is not None and late.labels is not None:
                 writer.place(late.splits, late.labels)
-        md5 = contents.reading.md5() if contents.reading else check_archives(dataset, edition, archives)
-        check_md5s(dataset, edition, archives, md5)
-        source = source_meta(dataset, edition, md5, settings)
+        source = source_meta(dataset, edition, checked_md5(), settings)
         check_counts(dataset, edition, writer.counts())
         validation, left_out = _validation(dataset, settings, writer)
         meta = {"dataset": dataset.name, "edition": source["edition"], "classes": list(classes)}
@@ -80,37 +82,65 @@ def _write(dataset: Dataset, edition: str, settings: PrepareParams, archives: Pa
         move_into_place(aside(place), place)
     except InputError:
         if expected:  # that it is another edition explains whatever else is wrong with it
-            reading = contents.reading if contents else None
-            check_md5s(dataset, edition, archives, reading.md5() if reading else check_archives(dataset, ANY, archives))
+            _checked_md5(dataset, edition, archives, contents)
         raise
     finally:
-        if writer is not None:
-            writer.close()
-        shutil.rmtree(aside(place), ignore_errors=True)
+        try:
+            if writer is not None:
+                writer.close()  # on a full disk it fails
+        finally:
+            shutil.rmtree(aside(place), ignore_errors=True)
+
+
+def _checked_md5(dataset: Dataset, edition: str, archives: Path, contents: Contents | None) -> dict[str, str]:
+    """The md5 of each archive.
+
+    Raises:
+        InputError: one is not the edition's.
+    """
+    if contents is None or contents.reading is None:
+        return check_archives(dataset, edition, archives)
+    found = contents.reading.md5()
+    check_md5s(dataset, edition, archives, found)
+    return found
 
 
 def _take(
-    name: str, contents: Contents, settings: PrepareParams, writer: Writer, place: Path, images: int | None
+    name: str,
+    contents: Contents,
+    settings: PrepareParams,
+    writer: Writer,
+    place: Path,
+    images: int | None,
+    too_many: Callable[[], object],
 ) -> None:
     """Read, decode and write every image.
 
     Args:
-        images: how many will come; None: nobody knows, so that it is worked out from the bytes that have been read.
+        images: how many are to come; None: nobody knows, so that it is guessed from the bytes that have been read.
+        too_many: is called when more have come.
     """
-    read, total = 0, images
+    total, shares = images, dict[int, float]()  # of all bytes, when that many images were read
 
     def examples() -> Iterator[Example]:
-        nonlocal read, total
+        nonlocal total
         for read, example in enumerate(contents.examples, 1):
             if images is None and contents.reading and read % _PROBE == 0:
-                total = round(read / max(contents.reading.share(), 1e-9))
+                share = max(contents.reading.share(), 1e-9)
+                total = round(read / share)
+                if _is_probed(read):
+                    shares[read] = share
             yield example
 
     with counted(f"prepare {name}", images, "images") as advance:
         for done, (example, image) in enumerate(decoded_images(examples(), settings.short_side), 1):
             writer.add(example.split, example.label, image.pixels, example.member, *image.facts)
-            if total and done >= _PROBE and done.bit_count() == 1:  # 64, 128, 256, …
-                _check_room(place, total * writer.size() // done - writer.size(), total)
+            if images is not None and done == images + 1:
+                too_many()
+            if _is_probed(done):
+                share = min(1.0, done / images) if images else shares.get(done, 0.0)
+                if images or share >= _PROBED:
+                    _check_room(place, writer.size(), done, share)
             advance(done, total and max(done, total))
 
 
@@ -172,24 +202,25 @@ def _duplicates(writer: Writer, validation: np.ndarray, left_out: np.ndarray) ->
     return duplicates.summary(first, splits, labels, member)
 
 
-def _check_room(place: Path, needed: int, images: int) -> None:
+def _is_probed(images: int) -> bool:
+    """Whether the room is looked at after so many: 64, 128, 256, …"""
+    return images >= _PROBE and images.bit_count() == 1
+
+
+def _check_room(place: Path, written: int, images: int, share: float) -> None:
+    """Refuse a disk that cannot hold the rest.
+
+    Args:
+        written: bytes of pixels so far, of so many images.
+        share: how much of all these are, in (0, 1].
+    """
+    needed = round((written + _BESIDE * images) / share) - written
     free = shutil.disk_usage(place.parent).free
     if needed > free:
         raise InputError(
-            f"{place}: the store of {images:,} images will take about {size(needed)} more, and its disk has "
-            f"{size(free)} left; make room, or lower prepare.short_side"
+            f"{place}: the store of {round(images / share):,} images will take about {size(needed)} more, and its disk "
+            f"has {size(free)} left; make room, or lower prepare.short_side"
         )
-
-
-def _made_meanwhile(
-    dataset: Dataset, edition: str, settings: PrepareParams, archives: Path, place: Path
-) -> Store | None:
-    try:
-        store = open_store(place)
-    except InputError:
-        return None
-    source = source_meta(dataset, edition, check_archives(dataset, edition, archives), settings)
-    return store if source.items() <= store.meta.items() else None
 
 
 @contextmanager

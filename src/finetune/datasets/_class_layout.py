@@ -1,7 +1,7 @@
 """Which images in class folders are for what: the rules of `class_folders`, and what is no such layout."""
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,20 +53,10 @@ class Place:
 
 def sorted_out(source: Path, listing: Listing, test_fraction: float) -> tuple[tuple[str, ...], dict[str, Place]]:
     """Class names in label order, and what the images of each folder are."""
-    if "" in listing.images:
-        raise _loose(source, listing.images[""])
-    homes = {tuple(folder.split("/")): name for folder, name in listing.images.items()}
+    homes = _homes(source, listing.images)
     root = _root(homes)
     splits = _splits(source, homes, root)
-    depth = root + (1 if splits else 0)  # at which a class folder's name stands
-    for home, name in homes.items():
-        if len(home) <= depth:
-            raise _loose(source, name)
-        if len(home) > depth + 1:
-            raise InputError(
-                f"{source}: {name}: lies in a folder within the class folder {'/'.join(home[: depth + 1])}/, expected "
-                "images directly in it; move them up, or make that folder a class of its own"
-            )
+    depth = _depth(source, homes, root)
     _refuse_empty(source, listing.folders, homes, root, depth)
     classes = _classes(source, homes, depth, {home[depth] for home in homes if not splits or home[root] == "train"})
     label_of = {name: label for label, name in enumerate(classes)}
@@ -82,6 +72,32 @@ def sorted_out(source: Path, listing: Listing, test_fraction: float) -> tuple[tu
         last = b"" if splits else _last(listing.ranks[folder], test_fraction)
         places[folder] = Place(splits[home[root]] if splits else "train", label, last)
     return classes, places
+
+
+def check_depth(source: Path, images: Mapping[str, str]) -> None:
+    """Refuse images, of each folder one, that are outside the class folders or too deep, whatever else may come."""
+    homes = _homes(source, images)
+    _depth(source, homes, _root(homes))
+
+
+def _homes(source: Path, images: Mapping[str, str]) -> dict[_Parts, str]:
+    if "" in images:
+        raise _loose(source, images[""])
+    return {tuple(folder.split("/")): name for folder, name in images.items()}
+
+
+def _depth(source: Path, homes: Mapping[_Parts, str], root: int) -> int:
+    """How many folders stand around a class folder."""
+    depth = root + (1 if _has_splits(homes, root) else 0)
+    for home, name in homes.items():
+        if len(home) <= depth:
+            raise _loose(source, name)
+        if len(home) > depth + 1:
+            raise InputError(
+                f"{source}: {name}: lies in a folder within the class folder {'/'.join(home[: depth + 1])}/, expected "
+                "images directly in it; move them up, or make that folder a class of its own"
+            )
+    return depth
 
 
 def _classes(source: Path, homes: Collection[_Parts], depth: int, names: set[str]) -> tuple[str, ...]:
@@ -110,9 +126,14 @@ def _root(homes: Collection[_Parts]) -> int:
     return depth
 
 
+def _has_splits(homes: Collection[_Parts], root: int) -> bool:
+    """Not so one pool, in which "train" may well be a class (of vehicles)."""
+    return any(home[root] in _SPLIT_FOLDERS and len(home) > root + 1 for home in homes)
+
+
 def _splits(source: Path, homes: Collection[_Parts], root: int) -> dict[str, Split] | None:
-    """Split folder -> split; None for one pool, in which "train" may well be a class (of vehicles)."""
-    if not any(home[root] in _SPLIT_FOLDERS and len(home) > root + 1 for home in homes):
+    """Split folder -> split; None for one pool."""
+    if not _has_splits(homes, root):
         return None
     tops = frozenset(home[root] for home in homes)
     if tops not in _SPLITS:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from isal import igzip, igzip_lib
 
+from finetune.datasets._class_layout import IMAGES
 from finetune.datasets._source import Source
 from finetune.datasets._tar import Info, content, inside
 from finetune.errors import InputError
@@ -56,7 +57,7 @@ def read_members(source: Source, names: Collection[str]) -> dict[str, bytes]:
 def stream_members(source: Source, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the members `names`, each exactly once, in the archive's order; reads to the archive's end.
 
-    A ".jpg" that is not among `names` is an error: no official archive has one that its metadata do not list.
+    An image that is not among `names` is an error: no official archive has one that its metadata do not list.
 
     Raises:
         InputError: the archive is absent or truncated, lacks a member, or has one twice or too many.
@@ -112,7 +113,7 @@ def all_of(found: dict[str, bytes], names: Collection[str], archive: Path) -> di
 
 
 def is_image(name: str) -> bool:
-    return name.lower().endswith(".jpg")
+    return name.lower().endswith(IMAGES)
 
 
 def as_text(data: bytes, where: str) -> str:

@@ -18,7 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from finetune.counting import counted
-from finetune.datasets._class_layout import IMAGES, RANK, Listing, Place, each_rank, is_image, rank, sorted_out
+from finetune.datasets._class_layout import (
+    IMAGES,
+    RANK,
+    Listing,
+    Place,
+    check_depth,
+    each_rank,
+    is_image,
+    rank,
+    sorted_out,
+)
 from finetune.datasets._folder_hash import FolderHash
 from finetune.datasets._members import ARCHIVES, hidden, members, packed, shown
 from finetune.datasets._source import Archives
@@ -139,7 +149,10 @@ def _unlisted(source: Path, test_fraction: float, seed: int) -> Contents:
     def examples() -> Iterator[Example]:
         for name, data in members(source, is_image, archives[source.name]):
             if listing.see(name, seed):
-                folders.append(numbers.setdefault(name.rpartition("/")[0], len(numbers)))
+                folder = name.rpartition("/")[0]
+                if folder not in numbers:  # and all are as deep as the first
+                    check_depth(source, dict([next(iter(listing.images.items())), (folder, name)]))
+                folders.append(numbers.setdefault(folder, len(numbers)))
                 assert data is not None
                 yield Example(None, -1, data, f"{source.name}: {name}")
 
