@@ -216,6 +216,7 @@ def test_another_studys_runs_stay_as_they_are(home: Path, there: Experiment) -> 
         (f"{platform.node()}:{os.getpid()}", "RUNNING", "true"),
         ("another-machine:1", "RUNNING", "true"),
     ],
+    ids=["dead", "alive", "elsewhere"],
 )
 def test_a_run_whose_process_died_is_ended(
     home: Path, there: Experiment, process: str, status: str, current: str
