@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is import
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 
 SIDE = 32  # pixels
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))

