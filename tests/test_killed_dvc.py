@@ -129,7 +129,7 @@ def test_a_run_outside_dvc_that_is_interrupted_says_how_to_go_on(
     process.send_signal(number)
     began = time.monotonic()
     said = rest(process)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert process.returncode == code
     assert "Traceback" not in said
     lines = [line for line in said.splitlines() if "ended by" in line]
