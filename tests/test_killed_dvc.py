@@ -85,7 +85,7 @@ def test_a_training_whose_dvc_is_killed_saves_and_ends(
     dvc.send_signal(number)
     began = time.monotonic()
     said = rest(dvc)  # the trainer has the same stdout
-    assert time.monotonic() - began < 30  # well within 10 s where nothing else runs
+    assert time.monotonic() - began < 10
     assert f"{CELL}: ended by SIGTERM; saved after epoch" in said
     assert "`dvc repro` goes on from there" in said
     assert not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE
@@ -129,7 +129,7 @@ def test_a_run_outside_dvc_that_is_interrupted_says_how_to_go_on(
     process.send_signal(number)
     began = time.monotonic()
     said = rest(process)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 10
     assert process.returncode == code
     assert "Traceback" not in said
     lines = [line for line in said.splitlines() if "ended by" in line]
