@@ -94,7 +94,7 @@ def machine() -> dict[str, Any]:
 @click.option("--archive", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A CUB_200_2011.tgz.")
 @click.option("--sizes", default="96,224", show_default=True, help="Pixels.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--steps", default=8, show_default=True, help="Of 32 images, per round and way.")
+@click.option("--steps", default=16, show_default=True, help="Of 32 images, per round and way.")
 @click.option("--starts", default=5, show_default=True, help="Trainings that are started with tracking, and without.")
 @click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="For the JSON files.")
 def main(archive: Path | None, sizes: str, rounds: int, steps: int, starts: int, out: Path) -> None:

@@ -36,7 +36,7 @@ from finetune.strategies import build_plan
 from finetune.training import Step as TrainingStep
 from finetune.training import make_optimizer, train_epoch
 
-BATCH, CLASSES, WARM_UP = 32, 200, 2  # images, classes, batches
+BATCH, CLASSES, WARM_UP = 32, 200, 4  # images, classes, batches
 Step = Callable[[Tensor, Tensor], None]
 
 

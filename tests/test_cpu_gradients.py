@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +53,16 @@ def test_gradients_are_float32s_of_the_rounded_input() -> None:
     torch.testing.assert_close(of_weight, expected_weight, rtol=5e-3, atol=5e-2)  # the gradient came in as bf16
     torch.testing.assert_close(of_images, expected_images, rtol=1e-2, atol=1e-2)
     assert of_weight.dtype == of_images.dtype == torch.float32
+
+
+def test_images_taken_a_few_at_a_time_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, batch = strided(), torch.cat([images(), images()[:1]])
+    _, expected_images, expected_weight = passes(patched(layer), batch, True)
+    monkeypatch.setattr("finetune.cpu_gradients._PIECE", 2 * 4 * images()[0].numel())
+    _, of_images, of_weight = passes(patched(layer), batch, True)
+    assert torch.equal(of_images, expected_images)
+    torch.testing.assert_close(of_weight, expected_weight, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(of_weight, expected_weight)  # three sums were added up
 
 
 def test_of_a_single_pixel_the_parts_of_a_weight_that_it_does_not_reach_get_no_gradient() -> None:

@@ -4,6 +4,9 @@ oneDNN has no fast bf16 kernel for depthwise ones: at 96 channels, 112 px and ba
 two cores with AVX-512 bf16, against 0.18 s in float32, conversions apart. Everything else of MobileNetV2 is faster in
 bf16. Where the input is a single pixel, as a lite residual module's may be, its bf16 kernels leave those parts of a
 weight's gradient unwritten that no pixel reaches (seen with PyTorch 2.14.1: values of 1e12).
+
+A few images at a time: a batch's float32 copies, 154 MB each at that size, tear the heap, so that fresh pages are asked
+for step after step.
 """
 
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+
+_PIECE = 2**22  # bytes of float32 input: what stays in a processor's cache, and leaves the heap in one piece
 
 
 class _Convolution(torch.autograd.Function):
@@ -30,10 +35,28 @@ class _Convolution(torch.autograd.Function):
         low, weight = ctx.saved_tensors
         stride, padding, groups = ctx.geometry
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False)
-        of_images, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient.float(), low.float(), weight, None, stride, padding, (1, 1), False, (0, 0), groups, wanted
-        )
-        return of_images.to(low.dtype) if wanted[0] else None, of_weight if wanted[1] else None, None, None, None
+        of_images = torch.empty_like(low) if wanted[0] else None
+        of_weight = torch.zeros_like(weight) if wanted[1] else None
+        at_once = max(1, _PIECE // (4 * low[0].numel()))
+        for piece in map(slice, range(0, len(low), at_once), range(at_once, len(low) + at_once, at_once)):
+            of_piece, from_piece, _ = torch.ops.aten.convolution_backward(
+                gradient[piece].float(),
+                low[piece].float(),
+                weight,
+                None,
+                stride,
+                padding,
+                (1, 1),
+                False,
+                (0, 0),
+                groups,
+                wanted,
+            )
+            if of_images is not None:
+                of_images[piece] = of_piece
+            if of_weight is not None:
+                of_weight += from_piece
+        return of_images, of_weight, None, None, None
 
 
 class _StridedInGroups(nn.Conv2d):

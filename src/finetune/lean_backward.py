@@ -1,7 +1,7 @@
 """Layers keep for the backward pass what the mathematics needs of them, which is next to nothing where they are frozen.
 
 ReLU6 needs what comes out of it, which the convolution behind it keeps anyway; PyTorch keeps a copy of what goes in.
-Without that copy a step keeps 30 % less and is 7 to 12 % faster on a CPU (docs/performance.md).
+Without that copy a step keeps 30 % less and is 2 to 12 % faster on a CPU (docs/performance.md).
 
 To send a gradient through, a frozen convolution needs its weight, frozen BatchNorm on running statistics its weight and
 variance; but PyTorch keeps their inputs, whether the weight is trained or not (Bhatia and Dangel 2024, arXiv
@@ -165,7 +165,10 @@ class _Clamp(torch.autograd.Function):
 
 
 class _ClampKept(torch.autograd.Function):
-    """ReLU6. Keeps what comes out, where another does, too."""
+    """ReLU6. Keeps what comes out, where the convolution that takes it does, too.
+
+    The gradient is that convolution's, made for this alone, so it is cut where it lies.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
@@ -179,7 +182,9 @@ class _ClampKept(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (out,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, out, 0, 6), None
+        if gradient.stride() != out.stride():  # where sides are 1, the layers below might take other kernels
+            return torch.ops.aten.hardtanh_backward(gradient, out, 0, 6), None
+        return torch.ops.aten.hardtanh_backward(gradient, out, 0, 6, grad_input=gradient), None
 
 
 class _AveragePool(torch.autograd.Function):
