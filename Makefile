@@ -37,7 +37,7 @@ study: $(STAMP) ## run the study in params.yaml, track and register it, print th
 ui: $(STAMP) ## serve the MLflow UI on loopback and print the address of the comparison
 	@$(BIN)/python -m finetune ui
 
-test: $(STAMP) $(S3) ## the tests, offline
+test: $(STAMP) $(S3) $(BENCH) ## the tests, offline
 	$(BIN)/python -m pytest -m "not shared" -n logical --dist loadfile --ignore tests/test_killed_dvc.py
 	$(BIN)/python -m pytest tests/test_killed_dvc.py # alone, as it holds endings to their 10 seconds
 

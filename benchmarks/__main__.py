@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from finetune.prepare import prepare
 # The real images where they lie beside the checkout; else those that were pulled, whose small pictures say little.
 ARCHIVES = (Path("../shared/data/cub200/CUB_200_2011.tgz"), Path("data/cub200/CUB_200_2011.tgz"))
 RESULTS = Path("benchmarks/results")
+THREADS_SLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # as `finetune` has it
 NAMES = {  # way -> the key of ours, at the faster of its precisions, against it
     "plain": "vs_plain",
     "timm_default": "vs_timm_default",
@@ -45,35 +47,56 @@ def training(size: int, steps: int, rounds: int, ways: tuple[str, ...], images: 
         for way in ways:
             words = [way, "--size", str(size), "--steps", str(steps), "--images", str(images), "--store", str(store)]
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.engine", *words], check=True, capture_output=True, text=True
+                [sys.executable, "-m", "benchmarks.engine", *words],
+                env=environment(way),
+                check=True,
+                capture_output=True,
+                text=True,
             )
             rates[way].append(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
             print(f"  {size} px, round {turn + 1}/{rounds}: {way} {rates[way][-1]:.1f} images/s", flush=True)
     found = compared(rates)
     print(f"\n{size} px, batch 32, medians of {rounds} rounds in turn; ours is {found['fastest']}")
-    print(f"  {'way':22}{'images/s':>10}{'least':>9}{'most':>9}{'ours is':>10}")
+    print(f"  {'way':22}{'images/s':>10}{'least':>9}{'most':>9}{'ours is':>10}{'least':>9}{'most':>9}")
     for way, values in rates.items():
-        ratio = f"{found[NAMES[way]]:.2f} x" if way in NAMES else ""
-        print(f"  {way:22}{statistics.median(values):10.1f}{min(values):9.1f}{max(values):9.1f}{ratio:>10}")
+        line = f"  {way:22}{statistics.median(values):10.1f}{min(values):9.1f}{max(values):9.1f}"
+        if key := NAMES.get(way):
+            least, most = found["spread"][key]
+            line += f"{found[key]:8.2f} x{least:9.2f}{most:9.2f}"
+        print(line)
     fed = ", ".join(f"{precision} {ratio:.3f}" for precision, ratio in found["feed_ratios"].items())
     print(f"  fed, of the rate on one ready batch: {fed}")
     return found
 
 
+def environment(way: str) -> dict[str, str]:
+    """A user's environment; where a way sets up the process as ours does, with OpenMP's threads told to sleep."""
+    users = {name: value for name, value in os.environ.items() if name not in THREADS_SLEEP}
+    return users | (THREADS_SLEEP if way.startswith("ours") or way == "timm_same_allocator" else {})
+
+
 def compared(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians of the ratios of each round, from images per second by way.
+    """Medians of the ratios of each round, and their least and most as `spread`, from images per second by way.
 
     `feed_ratio` is the rate against that of the same step on a ready batch, at the faster of our precisions.
     """
     fastest = max(("ours", "ours_bf16"), key=lambda way: statistics.median(rates[way]))
 
-    def ratio(one: str, other: str) -> float:
-        return round(statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True)), 3)
+    def ratios(one: str, other: str) -> list[float]:
+        return [round(a / b, 3) for a, b in zip(rates[one], rates[other], strict=True)]
 
-    found = {"images_per_second": statistics.median(rates[fastest]), "fastest": fastest, "rounds": rates}
-    found |= {key: ratio(fastest, way) for way, key in NAMES.items() if way in rates}
-    feeds = {way: ratio(way, f"{way}_resident") for way in ("ours", "ours_bf16")}
-    return found | {"feed_ratio": feeds[fastest], "feed_ratios": {"fp32": feeds["ours"], "bf16": feeds["ours_bf16"]}}
+    against = {key: ratios(fastest, way) for way, key in NAMES.items() if way in rates}
+    fed = {way: ratios(way, f"{way}_resident") for way in ("ours", "ours_bf16")}
+    feeds = {way: round(statistics.median(values), 3) for way, values in fed.items()}
+    return {
+        "images_per_second": statistics.median(rates[fastest]),
+        "fastest": fastest,
+        "rounds": rates,
+        **{key: round(statistics.median(values), 3) for key, values in against.items()},
+        "feed_ratio": feeds[fastest],
+        "feed_ratios": {"fp32": feeds["ours"], "bf16": feeds["ours_bf16"]},
+        "spread": {key: [min(values), max(values)] for key, values in (against | {"feed_ratio": fed[fastest]}).items()},
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -84,10 +107,21 @@ def machine() -> dict[str, Any]:
         "commit": commit or None,
         "dirty": bool(dirty.strip()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {processor()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "timm": version("timm") if importlib.util.find_spec("timm") else None,
+        "environment": {"ours, timm_same_allocator": THREADS_SLEEP},
     }
+
+
+def processor() -> str:
+    """Its name, and whether it computes in bf16."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    low = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bf16"
+    return f"{(names or [platform.processor() or 'processor unknown'])[0]}, {low}"
 
 
 @click.command()

@@ -6,7 +6,8 @@ Ways, all at batch 32 with random resized crop and flip, Adam, on 200 classes:
 - `ours_resident`, `ours_bf16_resident`: the same step on one fixed batch that lies ready, which says what feeding costs
 - `plain`: torch's defaults, ImageFolder and a DataLoader with two workers
 - `timm_default`, `timm_best`, `timm_same_allocator`: timm's create_loader, model, optimizer and step as its train.py
-  takes them; best: --channels-last --amp --amp-dtype bfloat16; same allocator: that, and glibc told to keep memory
+  takes them; best: --channels-last --amp --amp-dtype bfloat16; same allocator: that, and the process set up as ours is:
+  glibc told to keep memory, in huge pages, and OpenMP's threads to sleep while they wait
 
 Run: `python -m benchmarks.engine WAY --size 224 --images FOLDER --store STORE`, which prints JSON.
 """
@@ -48,8 +49,8 @@ def timed(batches: Iterable[tuple[Tensor, Tensor]], step: Step, steps: int) -> f
             began = time.perf_counter()
         step(images, labels)
         if number == WARM_UP + steps - 1:
-            break
-    return steps * BATCH / (time.perf_counter() - began)
+            return steps * BATCH / (time.perf_counter() - began)
+    raise click.UsageError(f"too few images: {WARM_UP + steps} batches of {BATCH} are needed")
 
 
 def ours(size: int, steps: int, store: Path, precision: str, resident: bool) -> float:

@@ -1,5 +1,6 @@
 """`python -m benchmarks` on a few small pictures: it runs and writes what it promises; no time is looked at."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path) -> None:
-    tiny_archives.write("cub200", tmp_path / "archives", classes=2, train=70, test=2)
+    tiny_archives.write("cub200", tmp_path / "archives", classes=2, train=90, test=2)
     words = ["--archive", str(tmp_path / "archives" / "CUB_200_2011.tgz"), "--out", str(tmp_path / "results")]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--sizes", "32", "--rounds", "1", "--steps", "1", "--starts", "1", *words],
@@ -31,7 +32,11 @@ def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path)
     found = json.loads(latest.read_text())
     assert {"commit", "dirty", "date", "machine", "python", "torch"} <= found.keys()
     assert {"images_per_second", "vs_plain", "vs_plain_in_batches"} <= found["prepare"].keys()
-    assert {"images_per_second", "vs_plain", "vs_own_fp32", "feed_ratio"} <= found["train_32"].keys()
+    against = {"vs_plain", "vs_own_fp32", "feed_ratio"}
+    if importlib.util.find_spec("timm"):  # `make test` installs it
+        against |= {"vs_timm_default", "vs_timm_best", "vs_timm_same_allocator"}
+    assert {"images_per_second", *against} <= found["train_32"].keys()
+    assert found["train_32"]["spread"].keys() == against
     assert found["train_32"]["feed_ratios"].keys() == {"fp32", "bf16"}
     assert found["start_seconds"] == found["start"]["seconds"]["auto"][0]
     assert all(rate > 0 for rates in found["train_32"]["rounds"].values() for rate in rates)
@@ -46,3 +51,13 @@ def test_the_feed_ratio_is_that_of_the_faster_precision(monkeypatch: pytest.Monk
     assert found["fastest"] == "ours_bf16"
     assert found["feed_ratios"] == {"fp32": 0.525, "bf16": 0.675}  # (20 / 40 + 22 / 40) / 2, (30 / 40 + 30 / 50) / 2
     assert found["feed_ratio"] == 0.675
+    assert found["spread"] == {"vs_own_fp32": [1.364, 1.5], "feed_ratio": [0.6, 0.75]}  # 30 / 22, 30 / 20
+
+
+def test_only_what_is_set_up_as_ours_is_has_threads_that_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.__main__ import WAYS, environment
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # as make exports it
+    own = {"ours", "ours_resident", "ours_bf16", "ours_bf16_resident", "timm_same_allocator"}
+    assert {way for way in WAYS if environment(way).get("OMP_WAIT_POLICY") == "passive"} == own
