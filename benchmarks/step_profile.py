@@ -92,7 +92,7 @@ def main(size: int, batch_size: int, threads: int, steps: int) -> None:
     columns: dict[str, dict[str, float]] = {}
     for way in ("plain", "ours fp32", "ours bf16"):
         step = steps_of(way, size, batch_size, threads)
-        for _ in range(2):
+        for _ in range(10):  # the heap grows through the first few
             step()
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             for _ in range(steps):
