@@ -49,10 +49,12 @@ def training(size: int, steps: int, rounds: int, ways: tuple[str, ...], images: 
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.engine", *words],
                 env=environment(way),
-                check=True,
                 capture_output=True,
                 text=True,
+                check=False,
             )
+            if done.returncode:
+                raise click.ClickException(f"{way} failed:\n{done.stderr}")
             rates[way].append(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
             print(f"  {size} px, round {turn + 1}/{rounds}: {way} {rates[way][-1]:.1f} images/s", flush=True)
     found = compared(rates)
