@@ -1,6 +1,8 @@
 """Costs worked out by hand, or measured with real tensors."""
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ from torchvision.models import MobileNet_V2_Weights
 
 from finetune import accounting
 from finetune.accounting import activation_bytes, flops_per_image, kept_for_backward
+from finetune.clock import PHASES
 from finetune.device import autocast, spare_activations
 from finetune.model import build
 from finetune.params import TrainingParams
-from finetune.strategies.plan import Group, Phase, feature_blocks, tensors_of
-from finetune.training import make_optimizer, set_modes
+from finetune.strategies import build_plan
+from finetune.strategies.plan import Group, Phase, Plan, feature_blocks, tensors_of
+from finetune.training import Progress, make_optimizer, set_modes
 
 CLASSES = 3
 network = partial(build, CLASSES, 0)
@@ -135,3 +139,64 @@ def test_a_class_more_is_a_row_of_the_head_more() -> None:
 def test_peak_memory_is_at_least_what_is_held() -> None:
     held = torch.ones(25_000_000)
     assert accounting.peak_memory("cpu") > held.nbytes
+
+
+def cost_of(progress: Progress) -> dict[str, Any]:
+    fixed = {"activation_bytes": 1, "flops_per_image": 1}
+    return accounting.cost(MODEL, [], progress, recipe(), images=4, fixed=fixed)
+
+
+def test_peak_memory_is_that_of_the_attempt_that_had_most() -> None:
+    seconds = dict.fromkeys(PHASES, 1.0)
+    own = cost_of(Progress(phase_seconds=seconds))["peak_memory_bytes"]
+    assert own == pytest.approx(accounting.peak_memory("cpu"), rel=0.01)
+    assert cost_of(Progress(phase_seconds=seconds, peak_memory=own + 1000))["peak_memory_bytes"] == own + 1000
+    assert cost_of(Progress(phase_seconds=seconds, peak_memory=1000))["peak_memory_bytes"] >= own
+
+
+def kept_with_penalty(plan: Plan, recipe: TrainingParams, batch: int) -> int:
+    """As `measured`, with real tensors, of the loss with the plan's penalty."""
+    model = build(CLASSES, 0).to(memory_format=torch.channels_last)
+    spare_activations(model, recipe)
+    (phase,) = plan.phases
+    make_optimizer(model, phase, recipe)
+    set_modes(model, phase)
+    images = torch.rand(batch, 3, recipe.image_size, recipe.image_size).to(memory_format=torch.channels_last)
+    assert phase.penalty is not None
+    with phase.penalty(model) as penalty:
+
+        def loss() -> Tensor:
+            return cross_entropy(model(images), torch.zeros(batch, dtype=torch.int64)) + penalty(images)
+
+        return kept_for_backward(loss, (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("name", ["l2_sp", "delta", "bss"])
+def test_what_a_penalty_keeps_is_counted(name: str) -> None:
+    plan = build_plan(MODEL, name, {})
+    counted = activation_bytes(network, plan.phases, recipe(32), 4)
+    assert counted == kept_with_penalty(plan, recipe(32), 4)
+    assert counted > activation_bytes(network, [EVERYTHING], recipe(32), 4)
+
+
+def test_the_pull_to_the_start_keeps_the_difference_of_all_kernels() -> None:
+    kernels = sum(p.numel() for name, p in MODEL.named_parameters() if p.ndim == 4)
+    plain = activation_bytes(network, [EVERYTHING], recipe(32), 4)
+    more = activation_bytes(network, build_plan(MODEL, "l2_sp", {}).phases, recipe(32), 4) - plain
+    assert more == pytest.approx(4 * kernels, abs=100)  # and scalars
+
+
+def test_a_pass_that_measures_rates_is_counted_where_it_keeps_more() -> None:
+    plan = build_plan(MODEL, "surgical", {"auto": True})
+    (phase,) = plan.phases
+    assert phase.scales is not None
+    lean = recipe(32).model_copy(update={"lean_backward": True})
+    with_pass = activation_bytes(network, [phase], lean, 4)
+    model = build(CLASSES, 0)
+    spare_activations(model, lean)
+    make_optimizer(model, phase, lean)
+    model.eval()
+    images, labels = torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)
+    of_pass = kept_for_backward(lambda: cross_entropy(model(images), labels), (*model.parameters(), *model.buffers()))
+    of_step = activation_bytes(network, [replace(phase, scales=None)], lean, 4)
+    assert with_pass == max(of_pass, of_step)

@@ -8,7 +8,7 @@ from torchvision.models import MobileNetV2
 from finetune.errors import InputError
 from finetune.model import build
 from finetune.recipe import TrainingParams
-from finetune.strategies import build_plan
+from finetune.strategies import build_model, build_plan
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Group, Phase, Plan, audit, batchnorm_layers, feature_blocks, tensors_of
 from finetune.training import epochs_of
@@ -150,3 +150,37 @@ def test_an_exact_solve_takes_the_images_as_they_are(model: MobileNetV2, values:
     adjusted(model, plan, recipe(**alone))
     with pytest.raises(InputError, match=sentence):
         adjusted(model, plan, recipe(**{**alone, **values}))
+
+
+@pytest.mark.parametrize("plan", ["last_layer", "lite_residual"])
+@pytest.mark.parametrize("bn", ["train", "affine_only"])
+def test_bn_where_no_batchnorm_layer_is_trained(plan: str, bn: str) -> None:
+    network = build_model(3, 0, plan, {})
+    made = build_plan(network, plan, {})
+    with pytest.raises(InputError, match=rf"^mine: bn: {bn} is for .* this strategy trains none.*; leave bn out"):
+        adjusted(network, made, recipe(bn=bn), "mine")
+    assert adjusted(network, made, recipe(bn="eval"))  # which is how it is
+
+
+def test_a_policy_that_makes_the_plan_another_one(model: MobileNetV2) -> None:
+    plan = build_plan(model, "norm_and_bias", {})
+    with pytest.raises(InputError, match=r"^mine: bn: affine_only would leave .* but norm_only; take plan: norm_only$"):
+        adjusted(model, plan, recipe(bn="affine_only"), "mine")
+    assert adjusted(model, plan, recipe(bn="train"))
+
+
+@pytest.mark.parametrize(("plan", "options"), [("last_layer", {}), ("last_blocks", {"blocks": 1})])
+def test_there_is_nothing_to_be_computed_again(model: MobileNetV2, plan: str, options: dict[str, Any]) -> None:
+    made = build_plan(model, plan, options)
+    with pytest.raises(InputError, match=r"^mine: activation_checkpointing: true .* use activation_checkpointing: fa"):
+        adjusted(model, made, recipe(activation_checkpointing=True), "mine")
+
+
+@pytest.mark.parametrize(
+    ("plan", "options"),
+    [("last_blocks", {"blocks": 2}), ("bias_only", {}), ("lp_ft", {}), ("surgical", {"blocks": [0]})],
+)
+def test_what_trains_an_inverted_residual_or_beneath_may_recompute(
+    model: MobileNetV2, plan: str, options: dict[str, Any]
+) -> None:
+    assert adjusted(model, build_plan(model, plan, options), recipe(activation_checkpointing=True))

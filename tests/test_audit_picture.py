@@ -158,3 +158,15 @@ def test_a_block_under_two_policies_has_two_circles(tmp_path: Path) -> None:
         for more in ([], [_row("features.0", 0, 0.0, "eval")])
     )
     assert two > one
+
+
+UNKNOWN = (185, 211, 238)  # between the strokes of the hatching
+
+
+def test_what_has_no_fixed_rate_is_hatched_and_in_the_legend(tmp_path: Path) -> None:
+    known = _draw(tmp_path, _row("features.0", 1000, 1.0), _head())
+    picture = _draw(tmp_path, _row("features.0", 1000, None), _head())  # type: ignore[arg-type]
+    assert _boxes(picture, UNKNOWN).max() > 30
+    assert _of_colour(picture, UNKNOWN)[-120:].sum() > 50
+    assert not _of_colour(known, UNKNOWN).any()
+    assert _boxes(picture, YELLOW).sum() < _boxes(known, YELLOW).sum()

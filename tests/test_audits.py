@@ -145,3 +145,13 @@ def test_the_one_phase_of_an_older_run_has_all_epochs() -> None:
 
 def test_the_phases_of_an_older_run_have_none_that_is_known() -> None:
     assert [phase["epochs"] for phase in audits.phases_of({"training": {"epochs": 7}}, AUDIT)] == [None, None]
+
+
+@pytest.mark.parametrize("word", ["measured", "solved"])
+def test_a_rate_that_is_a_word_is_no_scale(word: str) -> None:
+    audit = [_row(0, "classifier.1.weight", 50, "head", LR) | {"lr": word}]
+    (of_block,) = audits.by_block(audit, LR, PHASES)
+    (of_group,) = audits.by_group(audit, LR)
+    assert (of_block["lr_scale"], of_group["lr_scale"], of_block["moved"]) == (None, None, 50)
+    as_text = {key: "" if value is None else str(value) for key, value in of_block.items()}
+    assert audits.typed(as_text) == of_block

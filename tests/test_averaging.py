@@ -1,5 +1,7 @@
 """The moving average of a network, by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,39 @@ def test_it_is_in_place_within_only_also_after_an_error() -> None:
         assert model[0].weight.item() == 1.0
         raise KeyError
     assert model[0].weight.item() == 3.0
+
+
+def test_the_networks_own_are_known_whatever_lies_in_its_place() -> None:
+    model = network()
+    averaged = Averaged(model, decay=0.5)
+    model[0].weight.data.fill_(3.0)
+    assert averaged.network()["0.weight"].item() == 3.0
+    with averaged.in_place():
+        assert averaged.network()["0.weight"].item() == 3.0
+    model[0].weight.data.fill_(4.0)
+    assert averaged.network()["0.weight"].item() == 4.0
+
+
+@pytest.mark.parametrize("copy", [1, 2], ids=["there", "back"])
+def test_they_are_known_when_a_copy_ends_halfway(copy: int) -> None:
+    model = network()
+    averaged = Averaged(model, decay=0.5)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.full_like(tensor, 3))
+    copies, load = 0, model[1]._load_from_state_dict
+
+    def halfway(*given: Any) -> None:  # the weight of the first layer is copied, nothing of the second
+        nonlocal copies
+        copies += 1
+        if copies == copy:
+            raise KeyboardInterrupt
+        load(*given)
+
+    model[1]._load_from_state_dict = halfway
+    with pytest.raises(KeyboardInterrupt), averaged.in_place():
+        pass
+    assert {tensor.item() for tensor in averaged.network().values()} == {3.0}
 
 
 def test_it_goes_on_from_what_was_saved() -> None:

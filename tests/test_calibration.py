@@ -1,19 +1,26 @@
 """Calibration measures every combination and writes the fastest without touching the rest of params.yaml."""
 
+import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from torchvision.models import MobileNetV2
 
 from finetune import calibration
-from finetune.calibration import Measured, Setting, measure, settings, write
+from finetune.batches import Batches
+from finetune.calibration import Measured, Setting, Strategy, measure, settings, write
 from finetune.cli import cli
 from finetune.errors import InputError
-from finetune.params import TrainingParams
+from finetune.optimizers import make_optimizer
+from finetune.params import TrainingParams, parse
+from finetune.resolved import resolve
 from finetune.store import open_store
-from finetune.strategies import build_plan
-from finetune.study import Layout
+from finetune.strategies import names
+from finetune.study import Layout, Run
+from finetune.training import Row, Step
 
 TEXT = """# A study.
 study: {name: s, edition: any, datasets: [toy], strategies: [same_lr], seeds: [0], baseline: same_lr}
@@ -31,6 +38,7 @@ strategies:
   same_lr: {plan: same_lr}
 """
 FAST = Setting("bf16", "contiguous", 1, 8)
+SAME_LR = Strategy("same_lr", "same_lr", {})
 
 
 def test_every_combination_is_tried_once() -> None:
@@ -43,7 +51,7 @@ def test_the_fastest_comes_first_with_a_rate_of_each_round(toy_inputs: Path) -> 
     store = open_store(Layout(toy_inputs).store("toy"))
     recipe = TrainingParams(image_size=32, batch_size=4, device="cpu")
     tried = [Setting("fp32", "channels_last", 1, 4), Setting("bf16", "channels_last", 1, 4)]
-    found = measure(store, recipe, lambda model: build_plan(model, "same_lr", {}), tried, 2)
+    found = measure(store, recipe, SAME_LR, tried, 2)
     assert {one.setting for one in found} == set(tried)
     assert found[0].rate >= found[1].rate > 0
     assert all(len(one.rates) == 2 for one in found)
@@ -57,25 +65,138 @@ def test_a_batch_that_the_store_cannot_fill_twice_is_refused(toy_inputs: Path) -
     store = open_store(Layout(toy_inputs).store("toy"))
     tried = settings((1,), (20,))
     with pytest.raises(InputError, match="27 training images are too few for two batches"):
-        measure(store, TrainingParams(device="cpu"), lambda model: build_plan(model, "same_lr", {}), tried, 1)
+        measure(store, TrainingParams(device="cpu"), SAME_LR, tried, 1)
 
 
 def test_a_recipe_for_a_gpu_is_pointed_to_the_sweep(toy_inputs: Path) -> None:
     store = open_store(Layout(toy_inputs).store("toy"))
     with pytest.raises(InputError, match=r"found training\.device cuda; `python -m benchmarks\.gpu sweep`"):
-        measure(store, TrainingParams(device="cuda"), lambda model: build_plan(model, "same_lr", {}), [FAST], 1)
+        measure(store, TrainingParams(device="cuda"), SAME_LR, [FAST], 1)
+
+
+# What is measured is what training trains
+
+
+class Trial(NamedTuple):
+    model: MobileNetV2
+    step: Step
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
+    """What was trained, in the place of training it."""
+    found: list[Trial] = []
+
+    def train_epoch(step: Step, batches: Batches, *others: Any) -> Row:
+        found.append(Trial(step.model, step))
+        list(batches.training(step.recipe.augmentation, 0, 0))
+        return {}
+
+    monkeypatch.setattr(calibration, "train_epoch", train_epoch)
+    return found
+
+
+def measured(inputs: Path, plan: str, options: dict[str, Any] | None = None, **changes: Any) -> None:
+    recipe = TrainingParams.model_validate({"image_size": 32, "batch_size": 4, "device": "cpu", "epochs": 4} | changes)
+    strategy = Strategy("a_variant", plan, options or {})
+    measure(open_store(Layout(inputs).store("toy")), recipe, strategy, [Setting("fp32", "channels_last", 1, 4)], 1)
+
+
+@pytest.mark.parametrize("plan", names())
+@pytest.mark.parametrize("bn", [None, "affine_only"])
+def test_the_network_and_the_groups_are_those_of_training(
+    plan: str, bn: str | None, toy_inputs: Path, trials: list[Trial], tiny: dict[str, Any]
+) -> None:
+    options = {"auto": True} if plan == "surgical" else {}
+    tiny["strategies"] = {"a_variant": {"plan": plan} | options}
+    tiny["study"] |= {"strategies": ["a_variant"], "baseline": "a_variant"}
+    tiny["training"] |= {"bn": bn, "epochs": 4}
+    prepared = resolve(parse(tiny), Layout(toy_inputs), Run("toy", "a_variant", 0))
+    expected = prepared.model()
+    try:
+        phase = prepared.plan_of(expected).phases[-1]
+    except InputError as refused:
+        with pytest.raises(InputError, match=re.escape(str(refused))):
+            measured(toy_inputs, plan, options, bn=bn)
+        return
+    measured(toy_inputs, plan, options, bn=bn)
+    make_optimizer(expected, phase, prepared.recipe)
+    for model, step in trials:
+        assert {n: (p.shape, p.requires_grad) for n, p in model.named_parameters()} == {
+            n: (p.shape, p.requires_grad) for n, p in expected.named_parameters()
+        }
+        assert step.phase.groups == phase.groups
+        assert (step.penalty is None) == (phase.penalty is None)
+        assert step.phase.scales is None, "which are measured once an epoch"
+    assert len(trials) == 2, "one epoch that is timed, after one that is not"
+
+
+def test_the_last_phase_counts_where_the_head_is_trained_first(toy_inputs: Path, trials: list[Trial]) -> None:
+    measured(toy_inputs, "same_lr", freeze_epochs=1)
+    assert {group.name for group in trials[0].step.phase.groups} == {"all"}
+
+
+def test_averaged_weights_are_averaged(toy_inputs: Path, trials: list[Trial]) -> None:
+    measured(toy_inputs, "same_lr", ema=0.9)
+    assert trials[0].step.averaged is not None
+
+
+@pytest.mark.parametrize("plan", ["l2_sp", "spottune", "lite_residual"])
+def test_what_is_added_is_trained(plan: str, toy_inputs: Path) -> None:
+    measured(toy_inputs, plan)
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "changes", "said"),
+    [
+        ("same_lr", {"no_such": 1}, {}, "plan same_lr has no option 'no_such'"),
+        ("from_scratch", {}, {"bn": "eval"}, r"strategies\.a_variant: bn: eval uses the pretrained running statistics"),
+        (
+            "last_layer",
+            {"solver": "lbfgs"},
+            {"epochs": 1, "augmentation": {"name": "none"}},
+            "calibrate: strategy 'a_variant' solves its head at once",
+        ),
+    ],
+)
+def test_what_training_would_refuse_is_refused_before_anything_is_measured(
+    plan: str,
+    options: dict[str, Any],
+    changes: dict[str, Any],
+    said: str,
+    toy_inputs: Path,
+    trials: list[Trial],
+) -> None:
+    with pytest.raises(InputError, match=said):
+        measured(toy_inputs, plan, options, **changes)
+    assert trials == []
+
+
+# What is written
 
 
 def test_what_is_written_leaves_comments_and_the_other_values(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(TEXT)
-    write(file, FAST)
+    write(file, FAST, ("precision", "memory_format", "threads", "batch_size"))
     expected = yaml.safe_load(TEXT)
     expected["training"] |= {"precision": "bf16", "memory_format": "contiguous", "threads": 1, "batch_size": 8}
     assert yaml.safe_load(file.read_text()) == expected
     for kept in ("# A study.", "image_size: 32 # pixels", "precision: bf16 # fp32 | tf32 | bf16", "# per epoch"):
         assert kept in file.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_only_the_keys_that_are_named_are_written(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(TEXT)
+    write(file, FAST, ("precision", "threads"))
+    expected = yaml.safe_load(TEXT)
+    expected["training"] |= {"precision": "bf16", "threads": 1}
+    assert yaml.safe_load(file.read_text()) == expected
+
+
+# The command
 
 
 @pytest.fixture
@@ -94,15 +215,44 @@ def test_the_command_prints_and_writes(study: Path) -> None:
     assert yaml.safe_load(study.read_text())["training"]["precision"] == "bf16"
 
 
+def test_the_batch_size_is_tried_and_written_where_it_is_asked_for_alone(study: Path) -> None:
+    found = CliRunner().invoke(cli, ["calibrate"])
+    assert "other batch sizes than 4 were not tried, as they change what is learnt; --batch tries" in found.output
+    assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 4
+    found = CliRunner().invoke(cli, ["calibrate", "--batch", "4", "--batch", "8"])
+    assert "not tried" not in found.output
+    assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 8
+
+
+def test_that_nothing_was_compiled_is_said_where_training_compiles(study: Path) -> None:
+    assert "torch.compile" not in CliRunner().invoke(cli, ["calibrate", "--dry-run"]).output
+    found = CliRunner().invoke(cli, ["calibrate", "--dry-run", "--set", "training.compile=default"])
+    assert "without torch.compile" in found.output
+    assert "training.compile is default" in found.output
+
+
 def test_a_dry_run_leaves_the_file(study: Path) -> None:
     assert CliRunner().invoke(cli, ["calibrate", "toy", "--dry-run"]).exit_code == 0
     assert study.read_text() == TEXT
 
 
-def test_a_value_that_would_have_no_effect_is_refused(study: Path) -> None:
+def test_a_value_that_would_have_no_effect_is_refused_before_anything_is_measured(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = TEXT.replace("{plan: same_lr}", "{plan: same_lr, training: {precision: fp32}}")
     study.write_text(text)
+    assert CliRunner().invoke(cli, ["calibrate", "--dry-run"]).exit_code == 0
+    monkeypatch.setattr(calibration, "measure", lambda *_: pytest.fail("measured"))
     found = CliRunner().invoke(cli, ["calibrate"])
     assert found.exit_code != 0
     assert "strategies.same_lr.training.precision stands over" in str(found.exception) + found.output
     assert study.read_text() == text
+
+
+def test_a_batch_size_that_stands_over_is_in_the_way_where_it_is_asked_for_alone(study: Path) -> None:
+    study.write_text(TEXT.replace("{reader: class_folders}", "{reader: class_folders, training: {batch_size: 6}}"))
+    assert CliRunner().invoke(cli, ["calibrate"]).exit_code == 0
+    assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 4
+    found = CliRunner().invoke(cli, ["calibrate", "--batch", "8"])
+    assert found.exit_code == 2
+    assert "datasets.toy.training.batch_size stands over" in found.stderr

@@ -1,5 +1,7 @@
 """What is told of plans and variants before anything is trained; sizes are MobileNetV2 1.0's, worked out by hand."""
 
+import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +30,8 @@ def test_a_plan_as_it_comes_has_its_defaults_and_its_line() -> None:
     one = next(one for one in catalogue.plans(10) if one.name == "separate_lr")
     assert one.options.items() >= {"last_blocks": 5, "last_scale": 0.6, "deep_scale": 0.4, "decay": True}.items()
     assert one.line.startswith("Separate learning rates by depth: ") and one.line.endswith("slowest.")
-    assert (one.plan, one.initialisation, one.paper) == ("separate_lr", "pretrained", "")
+    assert (one.plan, one.initialisation) == ("separate_lr", "pretrained")
+    assert one.paper == "Howard and Ruder 2018, arXiv 1801.06146"
 
 
 def test_a_plans_paper_is_its_constant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +101,42 @@ def test_a_recipe_that_does_not_go_together_is_refused() -> None:
     params.datasets["cub200"].training["epochs"] = 2
     with pytest.raises(InputError, match=r"training\[?.*cub200.*freeze_epochs is 3 but epochs is 2"):
         catalogue.described(params, "late", "cub200", 10)
+
+
+@pytest.mark.parametrize("plan", strategies.names())
+def test_every_plan_names_its_paper_and_has_a_formula(plan: str) -> None:
+    module = importlib.import_module(f"finetune.strategies.{plan}")
+    told, venue = module.__doc__ or "", module.PAPER.rpartition(" ")[2]
+    assert re.fullmatch(r"[A-Z].* \d{4}, (arXiv \d{4}\.\d{5}|arXiv \d{4}\.\d{4}|NeurIPS)", module.PAPER)
+    assert venue in " ".join(told.split())
+    assert re.search(r"^    \S", told, re.MULTILINE)
+
+
+def test_the_options_leave_out_what_the_plan_refuses_beside_those_given() -> None:
+    params = _params(
+        {
+            "auto": {"plan": "surgical", "auto": True},
+            "tiers": {"plan": "separate_lr", "tiers": [[5, 0.5]]},
+            "some": {"plan": "separate_lr", "deep_scale": 0.1},
+        }
+    )
+    told = {name: catalogue.described(params, name, "cifar10", 10).options for name in ("auto", "tiers", "some")}
+    assert told["auto"] == {"auto": True, "batches": 4}
+    assert told["tiers"] == {"decay": True, "tiers": [[5, 0.5]]}
+    assert told["some"] == {"last_blocks": 5, "last_scale": 0.6, "deep_scale": 0.1, "decay": True}
+
+
+@pytest.mark.parametrize(
+    ("entry", "rates"),
+    [
+        ({"plan": "surgical", "auto": True}, {"head": 1e-3, "features.0": "measured", "features.18": "measured"}),
+        (
+            {"plan": "last_layer", "solver": "lbfgs", "training": {"epochs": 1, "augmentation": {"name": "none"}}},
+            {"head": "solved", "backbone": 0.0},
+        ),
+    ],
+)
+def test_a_rate_that_is_not_known_beforehand_is_a_word(entry: dict[str, Any], rates: dict[str, Any]) -> None:
+    rows = catalogue.described(_params({"one": entry}), "one", "cifar10", 10).audit
+    found = {row["group"]: row["lr"] for row in rows if row["kind"] == "parameter"}
+    assert {group: found[group] for group in rates} == rates

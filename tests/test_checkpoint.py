@@ -1,6 +1,8 @@
 """Checkpoints: whole or not at all, and of this very run or none."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,36 +97,61 @@ def test_a_save_that_fails_midway_leaves_the_old_checkpoint(tmp_path: Path, monk
 
 
 class Trained:
-    """Stands for a run's state; what is saved is how often it was."""
+    """Stands for a run's state of so many bytes; what is saved is how often it was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: float = 0) -> None:
         self.at, self.saved = (0, 0), 0
+        self.tensors = [torch.empty(round(size), dtype=torch.uint8, device="meta")] if size else []
 
     def content(self) -> dict[str, Any]:
         self.saved += 1
-        return {"saved": self.saved}
+        return {"saved": self.saved} | ({"optimizer": {"state": self.tensors}} if self.tensors else {})
+
+
+def saves(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pace: Pace,
+    steps: int,
+    step: float,
+    costs: Iterable[float],
+    estimate: float,
+) -> list[tuple[int, float, float]]:
+    """The saves of a training of so many steps of `step` seconds: after which step, when it began, what all cost by
+    then with this one.
+
+    Args:
+        costs: seconds of each save.
+        estimate: seconds that the state takes on a slow disk.
+    """
+    now, spent, seconds = 0.0, 0.0, iter(costs)
+    found: list[tuple[int, float, float]] = []
+    made: list[tuple[float, float]] = []
+
+    def slow(*_: Any) -> None:
+        nonlocal now, spent
+        cost = next(seconds)
+        spent += cost
+        made.append((now, spent))
+        now += cost
+
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(checkpoint, "save", slow)
+    saver = Saver(tmp_path, "f", Trained(estimate * checkpoint.DISK), pace, nullcontext)
+    for number in range(1, steps + 1):
+        now += step
+        saver.when_due()
+        found += [(number, *save) for save in made]
+        made.clear()
+    return found
 
 
 def saved_by_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pace: Pace, steps: int, step: float, cost: float
 ) -> list[int]:
-    """After which steps, of so many seconds, a state is saved that takes `cost` seconds to save."""
-    now, after = 0.0, []
-
-    def slow(*_: Any) -> None:
-        nonlocal now
-        now += cost
-
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(checkpoint, "save", slow)
-    state = Trained()
-    saver = Saver(tmp_path, "f", state, pace, nullcontext)
-    for number in range(1, steps + 1):
-        now += step
-        before = state.saved
-        saver.when_due()
-        after += [number] * (state.saved - before)
-    return after
+    """After which steps a state is saved that takes `cost` seconds to save, as its bytes say."""
+    found = saves(tmp_path, monkeypatch, pace, steps, step, repeat(cost), cost)
+    return [number for number, _, _ in found]
 
 
 def test_checkpoints_are_ten_seconds_apart_where_they_cost_little(
@@ -136,8 +163,44 @@ def test_checkpoints_are_ten_seconds_apart_where_they_cost_little(
 def test_where_they_cost_more_they_take_two_hundredths_of_the_time_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One second each: 49 of training between two.
-    assert saved_by_step(tmp_path, monkeypatch, Pace(), 130, 1.0, 1.0) == [10, 59, 108]
+    # One second each, the first one too: 49 of training before it, and between two.
+    assert saved_by_step(tmp_path, monkeypatch, Pace(), 150, 1.0, 1.0) == [49, 98, 147]
+
+
+@pytest.mark.parametrize("step", [0.05, 1.0, 7.0])
+@pytest.mark.parametrize("cost", [0.02, 0.15, 0.4, 3.0])
+def test_no_save_takes_them_all_over_their_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float, cost: float
+) -> None:
+    found = saves(tmp_path, monkeypatch, Pace(), round(400 / step), step, repeat(cost), cost)
+    assert found
+    assert all(spent <= 0.02 * (began + cost) + 1e-9 for _, began, spent in found)
+    first = found[0][1]
+    assert first - step < max(10, 49 * cost) + 1e-6  # it came as soon as it could
+
+
+def test_a_save_that_takes_longer_than_thought_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first takes 2 s where 1/8 s was thought.
+    found = saves(tmp_path, monkeypatch, Pace(), 210, 1.0, [2.0, 0.125, 0.125], 0.125)
+    # The second begins as 2 s that were spent and 2 s more are two hundredths of 200 s; it takes 1/8 s.
+    assert found == [(10, 10.0, 2.0), (196, 198.0, 2.125), (206, 208.125, 2.25)]
+
+
+def test_what_a_signal_has_saved_is_saved_whatever_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = Trained(1e12)
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(checkpoint, "save", lambda work, fingerprint, content: written.append(content))
+    saver = Saver(tmp_path, "f", state, Pace(seconds=0), nullcontext)
+    state.at = (0, 1)
+    saver.when_due()
+    assert written == []
+    saver.at_last()
+    assert len(written) == 1
+
+
+def test_the_size_of_a_state_is_that_of_all_its_tensors() -> None:
+    content = {"a": torch.zeros(3), "b": {"c": [torch.zeros(5, dtype=torch.int64), 7, None], "d": (torch.zeros(()),)}}
+    assert checkpoint.size(content) == 3 * 4 + 5 * 8 + 4
 
 
 def test_at_last_only_what_is_new_is_saved(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from finetune import resampling
 from finetune.batches import Batches, DeviceBatches
 from finetune.params import AugmentationParams
 from finetune.resampling import Views
 from finetune.store import Split
+from operations import Operations
 from small_splits import NONE, PAD_CROP, RESIZED_CROP, levels_apart, noise, oblong, split_of
 
 AUGMENTATIONS = [PAD_CROP, RESIZED_CROP, NONE]
@@ -69,7 +71,10 @@ def test_where_nothing_is_resized_the_views_are_the_hosts_bit_for_bit(way: str) 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("batch_size", [5, 140])  # 140: two goes of the resampling
-def test_resident_and_streamed_pixels_give_the_same_bits(augmentation: AugmentationParams, batch_size: int) -> None:
+def test_resident_and_streamed_pixels_give_the_same_bits(
+    augmentation: AugmentationParams, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resampling, "_AT_ONCE", 128 * (80 * 80 + 2 * 16 * 80))  # of 128 images of up to 80 pixels
     split = split_of(oblong(27 if batch_size == 5 else 145))
     for resident, streamed in zip(
         *(device(split, way, batch_size, 16).training(augmentation, 3, 1) for way in WAYS), strict=True
@@ -149,9 +154,9 @@ def test_no_view_of_an_earlier_step_is_made(way: str, monkeypatch: pytest.Monkey
     resampled: list[int] = []
     resample = Views.resample
 
-    def counted(self: Views, pixels: Tensor, rows: slice, size: int, exact: bool) -> Tensor:
+    def counted(self: Views, pixels: Tensor, rows: slice, exact: bool) -> Tensor:
         resampled.append(rows.stop - rows.start)
-        return resample(self, pixels, rows, size, exact)
+        return resample(self, pixels, rows, exact)
 
     monkeypatch.setattr(Views, "resample", counted)
     list(device(split_of(noise(10)), way).training(PAD_CROP, 3, 1, first=1))
@@ -175,3 +180,16 @@ def test_an_epoch_that_is_not_walked_to_its_end_leaves_no_thread_behind() -> Non
     assert threading.active_count() > before
     batches.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(("augmentation", "most"), [(RESIZED_CROP, 24), (NONE, 24), (PAD_CROP, 26)])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_batch_takes_two_dozen_operations_whatever_its_size(
+    augmentation: AugmentationParams, exact: bool, most: int
+) -> None:
+    for batch_size in (3, 200):
+        batches = device(split_of(oblong(200)), "resident", batch_size, 16, exact=exact)
+        next(batches.training(augmentation, 0, 0))  # what is kept is made
+        with Operations() as operations:
+            next(batches.training(augmentation, 0, 0))
+        assert len(operations.seen) <= most, operations.seen

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from finetune import runs
+from finetune.store import open_store
 from finetune.study import Layout, Run
+from small_splits import levels_apart
 
 ROOT = Path(__file__).parents[1]
 MACHINE = {"date", "commit", "device", "python", "torch", "torchvision"}
@@ -54,8 +58,9 @@ def test_check_finds_that_a_device_agrees_with_itself(command: Command, toy_inpu
     done = command("check", "--device", "cpu", "--tiny", *where)
     assert done.exit_code == 0, done.output
     found = read(tmp_path / "out" / "agreement.json")
-    assert set(found) == MACHINE | {"levels", "cpu_losses", "depthwise", "agree"}
-    assert found["agree"] is True
+    assert set(found) == MACHINE | {"levels", "cpu_losses", "depthwise", "agree", "waits", "right"}
+    assert found["agree"] is found["right"] is True
+    assert found["waits"] is None, "a CPU has nothing to wait for"
     assert set(found["levels"]) == {"random_resized_crop", "pad_crop", "none"}
     assert max(found["levels"].values()) <= 1.01
     assert len(found["cpu_losses"]) == 2
@@ -89,8 +94,9 @@ def test_check_fails_where_a_device_differs_by_more_than_rounding(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from benchmarks.gpu import agreement
+    from benchmarks.gpu import agreement, waiting
 
+    monkeypatch.setattr(waiting, "epochs", lambda *inputs: {"resident": None, "streamed": None})
     trained = iter([ALIKE, ALIKE, (losses, torch.tensor(gradients))])  # CPU, then both kernels
     monkeypatch.setattr(agreement, "_train", lambda *inputs: next(trained))
     monkeypatch.setattr(agreement, "_views", lambda *inputs: levels if inputs[2] == "pad_crop" else 0.0)
@@ -98,22 +104,65 @@ def test_check_fails_where_a_device_differs_by_more_than_rounding(
     where = ("--store", layout.store("toy"), "--backbone", layout.backbone, "--out", tmp_path)
     assert command("check", "--device", "cpu", "--tiny", *where).exit_code == (0 if agree else 1)
     found = read(tmp_path / "agreement.json")
-    assert found["agree"] is agree
+    assert found["agree"] is found["right"] is agree
     assert found["depthwise"]["torch"]["agree"] is True
     assert found["depthwise"]["triton"]["agree"] is (agree or levels > 1.01)
 
 
-def test_sweep_has_a_row_of_rates_per_setting(command: Command, toy_inputs: Path, tmp_path: Path) -> None:
+def test_check_fails_where_a_step_waits_for_the_device(
+    command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import agreement, waiting
+
+    monkeypatch.setattr(agreement, "compare", lambda *inputs: {"agree": True})
+    monkeypatch.setattr(waiting, "epochs", lambda *inputs: {"resident": None, "streamed": "called a synchronizing"})
+    layout = Layout(toy_inputs)
+    where = ("--store", layout.store("toy"), "--backbone", layout.backbone, "--out", tmp_path)
+    assert command("check", "--device", "cpu", "--tiny", *where).exit_code == 1
+    assert read(tmp_path / "agreement.json")["right"] is False
+
+
+def test_only_the_log_may_wait_for_a_gpu(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu.waiting import forbidden
+
+    from finetune import training
+
+    modes: list[Any] = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    before = training._check_finite, training._total
+    monkeypatch.setattr(training, "_total", lambda values: modes[-1])
+    with forbidden("cuda"):
+        assert modes[-1] == "error"
+        assert training._total([]) == "default"
+        assert modes[-1] == "error"
+        with pytest.raises(ValueError, match="not finite"):
+            training._check_finite([torch.tensor(float("nan"))], "a run", 0)
+        assert modes[-1] == "error"
+    assert modes[-1] == 0
+    monkeypatch.undo()
+    assert (training._check_finite, training._total) == before
+
+
+SETTINGS = ["fp32/none/channels_last/8/torch", "bf16/none/contiguous/8/torch"]
+
+
+def test_sweep_has_a_row_of_rates_per_setting_and_more_of_the_fastest(
+    command: Command, toy_inputs: Path, tmp_path: Path
+) -> None:
     store = Layout(toy_inputs).store("toy")
     done = command("sweep", "--device", "cpu", "--tiny", "--store", store, "--out", tmp_path)
     assert done.exit_code == 0, done.output
     found = read(tmp_path / "sweep.json")
-    assert set(found) == MACHINE | {"rows"}
-    assert [row["setting"] for row in found["rows"]] == [
-        "fp32/none/channels_last/8/torch",
-        "bf16/none/contiguous/8/torch",
+    assert set(found) == MACHINE | {"rows", "at_best"}
+    assert [row["setting"] for row in found["rows"]] == SETTINGS
+    best = max(found["rows"], key=lambda row: row["images_per_second"])["setting"]
+    assert [(row["setting"], row["with"]) for row in found["at_best"]] == [
+        (best, "streamed"),
+        (best, "deterministic"),
+        (best, "not deterministic"),
     ]
-    for row in found["rows"]:
+    for row in (*found["rows"], *found["at_best"]):
         assert "error" not in row
         assert row["images_per_second"] > 0
         assert row["on_a_ready_batch"] > 0
@@ -121,6 +170,76 @@ def test_sweep_has_a_row_of_rates_per_setting(command: Command, toy_inputs: Path
         assert row["feeding"] > 0
         assert row["peak_gib"] is None
         assert row["setting"] in done.output
+
+
+def test_streamed_pixels_are_streamed_whether_they_fit_or_not(command: Command, toy_inputs: Path) -> None:
+    from benchmarks.gpu import rates, sweep
+
+    from finetune.batches import DeviceBatches
+
+    trained = rates.Trained(Layout(toy_inputs).store("toy"), sweep.recipe_of(SETTINGS[1], "cpu", True))
+    streamed, fed = trained.batches(16, streamed=True), trained.batches(16)
+    assert isinstance(streamed, DeviceBatches)
+    assert streamed.resident is None
+    assert not streamed.exact
+    for (images, labels), (same, expected) in zip(
+        streamed.training(trained.recipe.augmentation, 0, 0),
+        fed.training(trained.recipe.augmentation, 0, 0),
+        strict=True,
+    ):
+        assert torch.equal(labels, expected)
+        assert levels_apart(images, same) <= 1.01
+
+
+def fake_rates(monkeypatch: pytest.MonkeyPatch, *failing: str) -> list[tuple[Any, bool]]:
+    """Rates that cost no time, those of bf16 higher; a precision among `failing` is out of memory."""
+    from benchmarks.gpu import rates
+
+    measured: list[tuple[Any, bool]] = []
+
+    def rated(store: Path, recipe: Any, images: int, streamed: bool = False) -> dict[str, Any]:
+        measured.append((recipe, streamed))
+        if recipe.precision in failing:
+            raise RuntimeError("out of memory")
+        return {"images_per_second": 7.0 if recipe.precision == "bf16" else 5.0}
+
+    monkeypatch.setattr(rates, "measured", rated)
+    return measured
+
+
+def test_the_fastest_setting_is_measured_streamed_and_both_ways_of_determinism(
+    command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = fake_rates(monkeypatch)
+    words = ("sweep", "--device", "cpu", "--tiny", "--store", Layout(toy_inputs).store("toy"), "--out", tmp_path)
+    assert command(*words).exit_code == 0
+    assert [(recipe.deterministic, streamed) for recipe, streamed in measured] == [
+        (False, False),
+        (False, False),
+        (False, True),
+        (True, False),
+        (False, False),
+    ]
+    assert {recipe.precision for recipe, _ in measured[2:]} == {"bf16"}
+
+
+def test_a_sweep_goes_on_where_an_earlier_one_ended(
+    command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("sweep", "--device", "cpu", "--tiny", "--store", Layout(toy_inputs).store("toy"), "--out", tmp_path)
+    fake_rates(monkeypatch, "bf16")
+    assert command(*words, "--minutes", "9").exit_code == 0
+    rows = read(tmp_path / "sweep.json")["rows"]
+    measured = fake_rates(monkeypatch)
+    assert command(*words).exit_code == 0
+    assert [recipe.precision for recipe, _ in measured] == ["bf16"] * 4, "what failed, and what is of the fastest"
+    assert read(tmp_path / "sweep.json")["rows"][0] == rows[0]
+    assert command(*words).exit_code == 0
+    assert len(measured) == 4, "nothing is left"
+    other = read(tmp_path / "sweep.json") | {"torch": "1.0"}
+    (tmp_path / "sweep.json").write_text(json.dumps(other), encoding="utf-8")
+    assert command(*words).exit_code == 0
+    assert len(measured) == 9, "another version's figures are no part of these"
 
 
 def test_sweep_keeps_to_the_settings_named_and_to_its_time(command: Command, toy_inputs: Path, tmp_path: Path) -> None:
@@ -134,14 +253,7 @@ def test_sweep_keeps_to_the_settings_named_and_to_its_time(command: Command, toy
 def test_a_setting_of_the_sweep_that_fails_leaves_its_error_and_the_others(
     command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.gpu import sweep
-
-    def rates(store: Path, recipe: Any, images: int) -> dict[str, Any]:
-        if recipe.precision == "fp32":
-            raise RuntimeError("out of memory")
-        return {"images_per_second": 7.0}
-
-    monkeypatch.setattr(sweep, "_rates", rates)
+    fake_rates(monkeypatch, "fp32")
     store = Layout(toy_inputs).store("toy")
     assert command("sweep", "--device", "cpu", "--tiny", "--store", store, "--out", tmp_path).exit_code == 0
     assert read(tmp_path / "sweep.json")["rows"] == [
@@ -150,15 +262,45 @@ def test_a_setting_of_the_sweep_that_fails_leaves_its_error_and_the_others(
     ]
 
 
-def test_every_setting_of_the_sweep_is_a_recipe(command: Command) -> None:
+def test_a_sweep_of_which_every_setting_fails_fails(
+    command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_rates(monkeypatch, "fp32", "bf16")
+    store = Layout(toy_inputs).store("toy")
+    assert command("sweep", "--device", "cpu", "--tiny", "--store", store, "--out", tmp_path).exit_code == 1
+    assert [row["error"] for row in read(tmp_path / "sweep.json")["rows"]] == ["RuntimeError: out of memory"] * 2
+
+
+def test_the_sweep_is_a_full_grid_of_recipes_best_promise_first(command: Command) -> None:
     from benchmarks.gpu import sweep
 
-    assert len(set(sweep.SETTINGS)) == len(sweep.SETTINGS)
-    for setting in sweep.SETTINGS:
-        recipe = sweep.recipe_of(setting, "cuda", False)
+    settings = sweep.settings()
+    assert len(set(settings)) == len(settings)
+    recipes = [sweep.recipe_of(setting, "cuda", False) for setting in settings]
+    for setting, recipe in zip(settings, recipes, strict=True):
         parts = recipe.precision, recipe.compile, recipe.memory_format, str(recipe.batch_size), recipe.depthwise
         assert "/".join(parts) == setting
         assert (recipe.image_size, recipe.device) == (224, "cuda")
+    of_grid = {(recipe.precision, recipe.compile, recipe.batch_size) for recipe in recipes}
+    compiled = ("none", "default", "reduce-overhead", "max-autotune")
+    assert of_grid == set(product(("bf16", "tf32", "fp32"), compiled, (64, 128, 256, 512, 1024)))
+    assert settings[0] == "bf16/reduce-overhead/channels_last/256/triton"
+    assert settings[-1] == "fp32/max-autotune/channels_last/64/triton"
+
+
+@pytest.mark.parametrize("words", [["check", "--backbone", "{backbone}"], ["sweep"], ["profile"], ["timm"]])
+def test_without_a_gpu_a_command_says_so_and_measures_nothing(
+    words: list[str], command: Command, toy_inputs: Path, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    layout = Layout(toy_inputs)
+    named = [word.format(backbone=layout.backbone) for word in words]
+    done = command(*named, "--store", layout.store("toy"), "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: PyTorch sees no GPU on this machine")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_profile_is_a_table_of_kernels(command: Command, toy_inputs: Path, tmp_path: Path) -> None:
@@ -205,15 +347,218 @@ def test_study_trains_and_evaluates_every_run_and_leaves_alone_what_is_there(
     ]
 
 
-def test_the_benchmarks_do_without_what_a_bare_gpu_node_lacks() -> None:
-    absent = ("mlflow", "dvc", "isal", "simplejpeg", "xxhash")
-    code = f"import sys, benchmarks.gpu.__main__; print([name for name in {absent} if name in sys.modules])"
+def test_a_run_that_fails_leaves_its_error_and_the_others(
+    command: Command, study: Path, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import study as benchmark
+
+    train, failing = benchmark.train, {"same_lr"}
+
+    def failed(prepared: Any, *others: Any, **more: Any) -> Path:
+        if prepared.run.strategy in failing:
+            raise RuntimeError("out of memory")
+        return train(prepared, *others, **more)
+
+    monkeypatch.setattr(benchmark, "train", failed)
+    words = ["study", "--params", study, "--inputs", toy_inputs, "--out", tmp_path / "out", "--set", "study.seeds=[3]"]
+    done = command(*words, "--device", "cpu", "--tiny")
+    assert done.exit_code == 0, done.output
+    assert "toy/same_lr/3: RuntimeError: out of memory" in done.output
+    recipe = runs.read(Layout(tmp_path / "out").run(Run("toy", "from_scratch", 3))).run["training"]
+    assert (recipe["device"], recipe["epochs"], recipe["image_size"]) == ("cpu", 1, 32)
+    failing.add("from_scratch")
+    words[6] = tmp_path / "other"
+    assert command(*words, "--device", "cpu", "--tiny").exit_code == 1
+
+
+def test_a_study_that_cannot_be_worked_out_is_refused_before_anything_is_trained(
+    command: Command, study: Path, toy_inputs: Path, tmp_path: Path
+) -> None:
+    words = ["study", "--params", study, "--inputs", toy_inputs, "--out", tmp_path / "out", "--device", "cpu"]
+    done = command(*words, "--set", "strategies.from_scratch.no_such=1")
+    assert done.exit_code == 2
+    assert "plan from_scratch has no option 'no_such'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# Beside timm
+
+
+def test_ours_is_measured_beside_timms(command: Command, toy_inputs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    store = Layout(toy_inputs).store("toy")
+    done = command("timm", "--device", "cpu", "--tiny", "--store", store, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    found = read(tmp_path / "beside_timm.json")
+    assert found["images"] == "JPEGs of quality 95, written from the store's pixels"
+    assert found["rates"].keys() == {"ours", "timm"}
+    assert all(len(rates) == 3 and min(rates) > 0 for rates in found["rates"].values())
+    assert found["vs_timm"] == found["ratios"]["timm"] > 0
+    assert "said" not in found
+
+
+def test_where_timm_is_missing_the_result_says_so(
+    command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    store = Layout(toy_inputs).store("toy")
+    assert command("timm", "--device", "cpu", "--tiny", "--store", store, "--out", tmp_path).exit_code == 0
+    found = read(tmp_path / "beside_timm.json")
+    assert found["timm"] is None
+    assert found["said"].startswith("timm is not installed on this machine, so it was not measured")
+    assert "rates" not in found
+
+
+def test_the_ratio_that_counts_is_to_the_faster_of_timms_ways(command: Command) -> None:
+    from benchmarks.gpu.beside_timm import compared, complete
+
+    rates = {"ours": [40.0, 44.0, 60.0], "timm": [10.0, 11.0, 12.0], "timm_compiled": [20.0, 20.0]}
+    found = compared(rates)
+    assert found == {"images_per_second": 44.0, "ratios": {"timm": 4.0, "timm_compiled": 2.1}, "vs_timm": 2.1}
+    assert not complete({"rates": rates})
+    assert complete({"rates": rates | {"timm_compiled": [20.0] * 3}})
+    assert not complete({})
+    assert compared({"ours": [], "timm": []}) == {"ratios": {}}
+
+
+def test_timms_images_are_those_of_an_archive_where_one_is_named(
+    command: Command, toy_inputs: Path, tmp_path: Path
+) -> None:
+    from benchmarks.gpu.beside_timm import pictures
+
+    from finetune.errors import InputError
+
+    split = open_store(Layout(toy_inputs).store("toy")).split("train")
+    written, whence = pictures(split, None, tmp_path / "written", 9)
+    assert "written from the store's pixels" in whence
+    files = sorted(written.rglob("*.jpg"))
+    assert len(files) == 9
+    assert all(int(file.parent.name) == split.labels[int(file.stem)] for file in files)
+    with tarfile.open(tmp_path / "birds.tgz", "w:gz") as tar:
+        tar.add(written, "birds/images")
+    unpacked, whence = pictures(split, tmp_path / "birds.tgz", tmp_path / "unpacked", 9)
+    assert whence == "JPEGs of birds.tgz, as they were taken"
+    assert unpacked == tmp_path / "unpacked" / "birds" / "images"
+    (tmp_path / "no.tgz").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"no\.tgz: cannot be unpacked .*; name a \.tar or \.tar\.gz"):
+        pictures(split, tmp_path / "no.tgz", tmp_path / "nothing", 9)
+
+
+# All of it
+
+
+def everything(study: Path, toy_inputs: Path, out: Path) -> list[Any]:
+    words = ["all", "--device", "cpu", "--tiny", "--params", study, "--inputs", toy_inputs, "--out", out]
+    return [*words, "--set", "study.seeds=[3]"]
+
+
+def test_one_command_does_all_and_goes_on_where_it_ended(
+    command: Command, study: Path, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import agreement, beside_timm, waiting
+
+    calls: list[str] = []
+
+    def fake(module: Any, name: str, answer: Any) -> None:
+        monkeypatch.setattr(module, name, lambda *inputs: calls.append(name) or answer)
+
+    fake(agreement, "compare", {"agree": True})
+    fake(waiting, "epochs", {"resident": None})
+    monkeypatch.setattr(
+        beside_timm,
+        "measure",
+        lambda *inputs: calls.append(inputs[3]) or inputs[-1]({"rates": {"ours": [1.0] * 3, "timm": [1.0] * 3}}),
+    )
+    measured = fake_rates(monkeypatch)
+    out = tmp_path / "out"
+    done = command(*everything(study, toy_inputs, out))
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        "agreement.json",
+        "sweep.json",
+        "beside_timm.json",
+        "study.json",
+    }
+    assert calls == ["compare", "epochs", SETTINGS[1]], "timm is measured beside the fastest setting"
+    rows = read(out / "study.json")["rows"]
+    assert [row["run"] for row in rows] == ["toy/same_lr/3", "toy/from_scratch/3"]
+    assert all(row["images_per_second"] > 0 and 0 <= row["test_top1"] <= 100 for row in rows)
+    again = command(*everything(study, toy_inputs, out))
+    assert again.exit_code == 0, again.output
+    assert (len(calls), len(measured)) == (3, 5), "nothing was left to be measured"
+    assert read(out / "study.json")["rows"] == rows
+
+
+def test_what_goes_wrong_does_not_keep_the_rest_from_being_measured(
+    command: Command, study: Path, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import agreement, beside_timm
+
+    def broken(*inputs: Any) -> Any:
+        raise RuntimeError("a broken driver")
+
+    monkeypatch.setattr(agreement, "compare", broken)
+    monkeypatch.setattr(beside_timm, "measure", broken)
+    fake_rates(monkeypatch, "fp32", "bf16")
+    done = command(*everything(study, toy_inputs, tmp_path / "out"))
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == [
+        "check: RuntimeError: a broken driver",
+        "sweep: every setting failed",
+        "timm: RuntimeError: a broken driver",
+    ]
+    assert len(read(tmp_path / "out" / "study.json")["rows"]) == 2
+
+
+def test_all_without_a_gpu_or_an_input_is_refused(
+    command: Command, study: Path, toy_inputs: Path, tmp_path: Path
+) -> None:
+    words = everything(study, toy_inputs, tmp_path / "out")
+    if not torch.cuda.is_available():
+        assert command(words[0], *words[4:]).exit_code == 2  # without --device cpu --tiny
+    words[words.index(toy_inputs)] = tmp_path
+    done = command(*words)
+    assert done.exit_code == 2
+    assert "no store here" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+ABSENT = ("mlflow", "dvc", "isal", "simplejpeg", "xxhash", "timm")
+BLOCKED = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_every_command_does_without_what_a_bare_gpu_node_lacks(study: Path, toy_inputs: Path, tmp_path: Path) -> None:
+    out, nothing = tmp_path / "out", tmp_path / "no-git"
+    nothing.mkdir()
+    words = [str(word) for word in everything(study, toy_inputs, out)]
+    code = f"{BLOCKED}\nfrom benchmarks.gpu.__main__ import main\nmain({words!r})"
+    environment = {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(tmp_path), "PATH": str(nothing)}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    assert done.stdout.strip() == "[]"
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read(out / "agreement.json")["right"] is True
+    assert len(read(out / "sweep.json")["at_best"]) == 3
+    assert read(out / "beside_timm.json")["said"].startswith("timm is not installed")
+    assert len(read(out / "study.json")["rows"]) == 2
+    assert read(out / "study.json")["commit"] is None
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_what_is_blocked_there_cannot_be_imported(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"{BLOCKED}\nimport {name}"], capture_output=True, check=False)
+    assert b"ModuleNotFoundError" in done.stderr

@@ -1,6 +1,7 @@
-"""A training whose DVC, or which itself, is told to end: it saves, ends honestly, and is gone on with.
+"""A training that is told to end, or whose DVC, `mlflow run` or `finetune study run` is gone: it saves, ends honestly,
+and is gone on with.
 
-The tests go on from one another, in one checkout with one training of 12 epochs.
+The tests go on from one another, in one checkout with one training of 12 epochs; the last adds two longer ones.
 """
 
 import os
@@ -15,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from dvc_checkout import Checkout
+from finetune import lock_file
 
 pytestmark = pytest.mark.dvc
 
@@ -58,6 +60,27 @@ def trainer_below(process: subprocess.Popen[str]) -> psutil.Process:
     return trainer
 
 
+def wait_for_end_of(processes: list[psutil.Process]) -> None:
+    """Trainers end within 10 seconds, what is above them soon after."""
+    began = time.monotonic()
+    trainers = [process for process in processes if is_trainer(process)]
+    for some, seconds in ((trainers, 10), (processes, 20)):
+        while not all(map(is_gone, some)):
+            assert time.monotonic() - began < seconds
+            time.sleep(0.05)
+
+
+def is_trainer(process: psutil.Process) -> bool:
+    return not is_gone(process) and "train" in process.cmdline()
+
+
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE  # nobody has waited for it yet
+    except psutil.NoSuchProcess:
+        return True
+
+
 def tracked(checkout: Checkout) -> tuple[list[Run], MlflowClient]:
     client = MlflowClient(f"sqlite:///{checkout.root / 'mlflow.db'}")
     return client.search_runs([e.experiment_id for e in client.search_experiments()]), client
@@ -69,8 +92,10 @@ def epochs_sent(run: Run, client: MlflowClient) -> list[int]:
 
 def go_on(checkout: Checkout) -> subprocess.Popen[str]:
     """`dvc repro` again, after the mend that the README names where the kill hit DVC while it wrote dvc.lock."""
-    checkout.git("checkout", "dvc.lock")
-    return checkout.start("repro")
+    if fault := lock_file.fault((checkout.root / "dvc.lock").read_bytes()):
+        print(f"dvc.lock {fault}: git checkout dvc.lock")
+        checkout.git("checkout", "dvc.lock")
+    return start(checkout, "-m", "dvc", "repro")
 
 
 # DVC starts a stage through a shell: bash becomes the stage's process, dash stays between the two.
@@ -88,7 +113,23 @@ def test_a_training_whose_dvc_is_killed_saves_and_ends(
     assert time.monotonic() - began < 10
     assert f"{CELL}: ended by SIGTERM; saved after epoch" in said
     assert "`dvc repro` goes on from there" in said
-    assert not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE
+    assert is_gone(trainer)
+    [run], _ = tracked(checkout)
+    assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
+
+
+def test_after_ctrl_c_on_dvc_repro_the_training_is_saved(checkout: Checkout) -> None:
+    dvc = go_on(checkout)
+    read_until(dvc, "goes on after epoch")
+    read_until(dvc, f"/{EPOCHS}, train loss")
+    trainer = trainer_below(dvc)
+    os.killpg(dvc.pid, signal.SIGINT)  # as a terminal does
+    began = time.monotonic()
+    said = rest(dvc)
+    assert time.monotonic() - began < 10
+    assert f"{CELL}: ended by SIGINT; saved after epoch" in said
+    assert dvc.returncode == 255  # DVC was there to the end: its stage failed
+    assert is_gone(trainer)
     [run], _ = tracked(checkout)
     assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
 
@@ -96,6 +137,7 @@ def test_a_training_whose_dvc_is_killed_saves_and_ends(
 def test_a_dvc_started_at_once_waits_for_the_trainer_that_the_killed_one_left(checkout: Checkout) -> None:
     dvc = go_on(checkout)
     read_until(dvc, "goes on after epoch")
+    read_until(dvc, f"/{EPOCHS}, train loss")
     first = trainer_below(dvc)
     first.suspend()  # as slow as can be: the lock stays held
     try:
@@ -155,9 +197,15 @@ def test_it_is_gone_on_with_and_gives_the_stages_bytes(checkout: Checkout) -> No
     assert not [path for path in (checkout.root / ".finetune" / "work").iterdir() if path.is_dir()]
 
 
-def test_after_ctrl_c_on_mlflow_run_the_next_goes_on(checkout: Checkout) -> None:
+def test_after_an_mlflow_run_that_was_killed_and_one_with_ctrl_c_the_next_goes_on(checkout: Checkout) -> None:
     project = ("-m", "mlflow", "run", ".", "-e", "train", "--env-manager", "local", "--experiment-name", "trial")
     words = (*project, "-P", "strategy=same_lr", "-P", "seed=1")
+    process = start(checkout, *words)
+    read_until(process, f"/{EPOCHS}, train loss")
+    began = time.monotonic()
+    process.kill()  # mlflow alone
+    assert "ended by SIGTERM; saved after epoch" in rest(process)
+    assert time.monotonic() - began < 10
     process = start(checkout, *words)
     read_until(process, f"/{EPOCHS}, train loss")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -168,9 +216,36 @@ def test_after_ctrl_c_on_mlflow_run_the_next_goes_on(checkout: Checkout) -> None
     runs, client = tracked(checkout)
     status = {run.info.status: run for run in runs if run.data.tags.get("seed") == "1"}
     # `mlflow run` itself makes FAILED of our KILLED: it looks for the status's name among the statuses' numbers.
-    assert set(status) == {"FAILED", "FINISHED"}
-    assert status["FAILED"].data.tags["current"] == "false"
+    assert set(status) == {"KILLED", "FAILED", "FINISHED"}
+    assert {status[ended].data.tags["current"] for ended in ("KILLED", "FAILED")} == {"false"}
     assert epochs_sent(status["FINISHED"], client) == list(range(1, EPOCHS + 1))
+
+
+def test_a_study_run_that_was_killed_leaves_nothing_behind_and_the_next_waits_for_that(checkout: Checkout) -> None:
+    params = checkout.params()
+    params["study"]["seeds"], params["training"]["epochs"] = [0, 1], 40
+    checkout.write_params(params)
+    lock = checkout.root / "dvc.lock"
+    study = start(checkout, "-m", "finetune", "study", "run")
+    run = read_until(study, "/40, train loss").splitlines()[-1].partition(":")[0]
+    below = psutil.Process(study.pid).children(recursive=True)
+    trainers = [process for process in below if is_trainer(process)]
+    trainers[0].suspend()  # as slow as can be: the DVC above it stays
+    content = lock.read_bytes()
+    lock.write_bytes(content[: content.rindex(b"md5: ") + 20])  # as if one of the DVCs had been killed as it wrote it
+    study.kill()
+    again = start(checkout, "-m", "finetune", "study", "run")
+    read_until(again, "waiting 15 s for that")
+    trainers[0].resume()
+    wait_for_end_of(below)
+    assert list((checkout.root / ".finetune" / "work").glob(f"*-{run[-1]}/checkpoint.pt"))  # of that seed
+    read_until(again, "the last committed one is put back")
+    below = psutil.Process(again.pid).children(recursive=True)
+    again.send_signal(signal.SIGHUP)  # the terminal is closed
+    rest(again)
+    assert again.returncode == 129
+    wait_for_end_of(below)
+    assert lock_file.fault(lock.read_bytes()) is None
 
 
 def start_run(checkout: Checkout) -> subprocess.Popen[str]:

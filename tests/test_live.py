@@ -198,6 +198,27 @@ def test_a_server_that_does_not_answer_holds_no_interruption_up(
     )
 
 
+def test_where_signals_wait_the_end_of_a_whole_run_does_not_wait_for_ever(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(Live, "_finish", lambda self: time.sleep(30))
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        began = time.monotonic()
+        live.finished(at_most=0.1)
+    assert time.monotonic() - began < 5
+    assert capsys.readouterr().err == (
+        "tracking failed: no answer in time; the run is whole, and `finetune track` sends the rest later\n"
+    )
+
+
+def test_a_server_that_answers_in_time_has_the_run_finished(there: Experiment) -> None:
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        live.finished(at_most=60)
+    assert run_of(there, RECORD).info.status == "FINISHED"
+
+
 OUTSIDE = run_record(PARAMS, Run("toy", "same_lr", 0), key="other-settings")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune import params
+from finetune import params, strategies
 from finetune.errors import InputError
 from finetune.params import AugmentationParams, DatasetParams, Params, PrepareParams, ScheduleParams, TrainingParams
 
@@ -611,3 +611,30 @@ def test_overrides_that_exclude_each_other_only_together_name_the_run(tiny: Raw)
     tiny["datasets"]["toy"] = {"training": {"epochs": 2}}
     tiny["strategies"]["same_lr"] = {"training": {"freeze_epochs": 3}}
     assert "training.<toy, same_lr>: freeze_epochs is 3 but epochs is 2; leave an epoch" in refusal(tiny)
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize(
+    "key", ["training.lr", "training.weight_decay", "training.mixup", "training.schedule.warmup_epochs"]
+)
+def test_numbers_without_an_end_are_refused(tmp_path: Path, tiny: dict[str, Any], key: str, number: str) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny))
+    with pytest.raises(InputError, match=rf"{key}: found -?(inf|nan) \(number\), expected: a finite number"):
+        params.load(tmp_path / "params.yaml", [f"{key}={number}"])
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), -float("inf")])
+@pytest.mark.parametrize(
+    ("plan", "option"),
+    [
+        ("l2_sp", "alpha"),
+        ("lp_ft", "tune_scale"),
+        ("spottune", "tau"),
+        ("separate_lr", "last_scale"),
+        ("bss", "eta"),
+        ("delta", "beta"),
+    ],
+)
+def test_options_without_an_end_are_refused(plan: str, option: str, number: float) -> None:
+    with pytest.raises(InputError, match=rf"strategies\.mine\.{option}: found .* expected a finite number"):
+        strategies.check_options("mine", plan, {option: number})

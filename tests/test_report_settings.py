@@ -94,3 +94,13 @@ def test_the_picture_is_of_the_first_data_set_and_seed(tmp_path: Path) -> None:
         report_settings.strategies(params, compare(params, Layout(root)), root / "report")
         drawn.append((root / "report" / "strategy-same_lr.png").read_bytes())
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_what_solves_for_its_head_is_not_said_to_be_trained_by_an_optimizer(tmp_path: Path) -> None:
+    for strategy in ("same_lr", "last_layer"):
+        write_run(tmp_path, Run("toy", strategy, 0), "1100")
+    params = make_params(("same_lr", "last_layer"), (0,))
+    compared = compare(params, Layout(tmp_path))
+    for row in compared["audits"]:
+        row["adds"] = "solve" if row["strategy"] == "last_layer" else "penalty"
+    assert "trained with Adam, but for `last_layer`: L-BFGS; pretrained" in report_settings.section(params, compared)

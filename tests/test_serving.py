@@ -1,14 +1,10 @@
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from elsewhere import told_elsewhere
 from finetune import batches, images, model, runs, serving
 from finetune.errors import InputError
 from finetune.serving import Classifier
@@ -16,7 +12,6 @@ from finetune.study import Layout, Run
 from tracked_study import CLASSES, as_text, image_file, make_params, write_run
 
 RUN = Run("toy", "same_lr", 0)
-SOURCE = Path(serving.__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -89,17 +84,10 @@ def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def elsewhere(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What the saved model answers in a process that cannot import this repository."""
     code = f"""
-        import importlib.util, json, pathlib, sys
-        sys.path = [p for p in sys.path if pathlib.Path(p) != pathlib.Path({str(SOURCE)!r})]
-        sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-        assert importlib.util.find_spec("finetune") is None
-        import pandas as pd, mlflow.pyfunc
         from mlflow.pyfunc import scoring_server
         model = mlflow.pyfunc.load_model({str(saved)!r})
         import finetune
         files = [bytes.fromhex({image_file().hex()!r}), bytes.fromhex({image_file(1).hex()!r})]
-        def rows(frame):
-            return json.loads(frame.to_json(orient="split", double_precision=15))
         body = json.dumps({{
             "dataframe_split": {{"columns": ["image"], "data": [[{as_text(image_file())!r}]]}}, "params": {{"top": 2}}
         }})
@@ -111,17 +99,7 @@ def elsewhere(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
             "http": json.loads(served.response),
         }}))
     """
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=tmp_path_factory.mktemp("elsewhere"),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return told_elsewhere(code, tmp_path_factory.mktemp("elsewhere"))
 
 
 def test_the_saved_model_runs_on_its_own_copy_of_the_package(elsewhere: dict, saved: Path) -> None:

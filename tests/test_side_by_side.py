@@ -111,6 +111,22 @@ def test_an_interruption_reaches_what_still_runs(dvc: list[str], tmp_path: Path)
     assert (tmp_path / "interrupted").exists()
 
 
+def test_a_signal_that_came_to_another_thread_is_seen(dvc: list[str], tmp_path: Path) -> None:
+    code = f"""
+        import os, signal, sys, threading
+        from pathlib import Path
+        from finetune import side_by_side
+        def say(line):
+            if "long" in line:
+                signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        side_by_side.train(["long"], 1, Path({str(tmp_path)!r}), {dvc!r}, dict(os.environ), say)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    assert process.wait(15) == 143
+    assert (tmp_path / "interrupted").exists()
+
+
 @pytest.mark.parametrize(("cores", "threads", "expected"), [(2, 1, 2), (2, 2, 1), (1, 4, 1), (8, 2, 4), (64, 1, 4)])
 def test_jobs_fill_the_cores_but_not_dvcs_lock(
     cores: int, threads: int, expected: int, monkeypatch: pytest.MonkeyPatch

@@ -307,3 +307,22 @@ def test_the_plan_is_the_same_without_values() -> None:
         shapes = build_model(3, 0, "spottune", {})
     here = build_plan(build_model(3, 0, "spottune", {}), "spottune", {})
     assert build_plan(shapes, "spottune", {}).phases == here.phases
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_routes_are_the_same_under_bf16_and_without(training: bool) -> None:
+    model, images = adapted(), torch.rand(64, 3, 32, 32)
+    routes, ways = model.features.routes, []
+    with torch.no_grad():
+        biases = routes.policy[-1].bias.view(-1, 2)
+        logits = routes.policy(images).view(64, -1, 2)
+        biases[:, 1] -= (logits[..., 1] - logits[..., 0]).median(0).values  # half of the images take each way, narrowly
+        for low in (False, True):
+            torch.manual_seed(3)
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                routes.decide(images, training)
+            assert routes.tuned is not None
+            assert routes.tuned.dtype == torch.float32
+            ways.append(routes.tuned)
+    assert torch.equal(*ways)
+    assert 0 < ways[0].mean() < 1

@@ -30,6 +30,7 @@ EVERYWHERE = {
     "params_file",
     "recipe",
     "runs",
+    "starter",
     "study",
 }
 BESIDE = {

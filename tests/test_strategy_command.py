@@ -63,8 +63,8 @@ def test_list_has_a_row_per_plan() -> None:
 
 def test_a_row_has_what_is_trained_of_100_classes() -> None:
     row = _line(said("list"), "separate_lr")
-    assert row[1:7] == [f"{BACKBONE + 128_100:,}", "100.0%", "head,", "last,", "deep", "–"]
-    assert " ".join(row[7:]).startswith("Separate learning rates by depth:")
+    assert row[1:7] == [f"{BACKBONE + 128_100:,}", "100.0%", "head,", "last,", "deep", "Howard"]
+    assert " ".join(row[6:]).startswith("Howard and Ruder 2018, arXiv 1801.06146 Separate learning rates by depth:")
 
 
 def test_classes_can_be_told() -> None:
@@ -149,10 +149,25 @@ def test_what_a_phase_adds_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ) in said("show", "same_lr")
 
 
+def test_rates_that_are_measured_as_the_run_goes_are_told_as_such() -> None:
+    lines = said("show", "surgical", "--set", "strategies.surgical={auto: true}")
+    assert lines[1] == "plan surgical (auto: True, batches: 4), from pretrained weights"
+    assert _line(lines, "features.0")[4:] == ["all", "measured", "measured", "0.0001", "train"]
+    assert _line(lines, "head")[4:] == ["all", "1", "0.001", "0.0001", "–"]
+
+
+def test_an_exact_solve_has_neither_optimizer_nor_rate() -> None:
+    own = "strategies.exact={plan: last_layer, solver: lbfgs, training: {epochs: 1, augmentation: {name: none}}}"
+    lines = said("show", "exact", "--set", own)
+    assert "recipe of cifar10: L-BFGS; weight decay 0.0001; 1 epoch; augmentation none" in lines
+    assert _line(lines, "head")[4:] == ["all", "–", "–", "0.0001", "–"]
+
+
 def test_the_recipe_is_of_the_data_set_that_is_named() -> None:
     lines = said("show", "slow", "--dataset", "cub200")
-    words = "recipe of cub200: SGD with Nesterov momentum 0.9, lr 0.5, weight decay 0.0001, 2 epochs"
-    assert lines[2] == words
+    words = "recipe of cub200: SGD with Nesterov momentum 0.9; lr 0.5; schedule exponential, 0.9 an epoch; "
+    words += "weight decay 0.0001; 2 epochs; batches of 9; augmentation pad_crop"
+    assert lines[3] == words
     assert _line(lines, "deep")[-3:] == ["0.2", "0.0001", "train"]
     assert _line(lines, "head")[3] == f"{200 * 1281:,}"
 

@@ -2,108 +2,31 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from PIL import Image
-from torch import Tensor
-from torchvision.models import MobileNetV2
+from torch.nn.functional import cross_entropy
 
-from finetune import params, runs, stages, strategies, training
-from finetune.batches import Batches
-from finetune.checkpoint import Pace
-from finetune.interruption import Interrupted
-from finetune.params import TrainingParams, parse
-from finetune.resolved import Prepared, resolve
+from finetune import params, runs, stages, strategies
+from finetune.model import BLOCKS
 from finetune.serving import Classifier
-from finetune.store import Split, open_store
-from finetune.strategies.plan import Phase, Plan, audit
+from finetune.store import open_store
 from finetune.study import Layout, Run
-from finetune.training import Listener, Progress, epochs_of, fit
+from finetune.training import Listener, epochs_of
+from strategy_case import ALWAYS, CATALOGUE, SEED, Case, content_of, moved_though_frozen, same, still_though_trained
 
 EPOCHS = 4
-NEVER, ALWAYS = Pace(seconds=1000), Pace(seconds=0, share=1)
-CATALOGUE = yaml.safe_load((Path(__file__).parents[1] / "studies" / "catalogue.yaml").read_text())["strategies"]
 PLAIN = {name: {"plan": name} for name in strategies.names() if {"plan": name} not in CATALOGUE.values()}
 VARIANTS: dict[str, dict[str, Any]] = CATALOGUE | {f"{name}_as_it_comes": variant for name, variant in PLAIN.items()}
 
-
-@dataclass
-class Case:
-    """A variant, trained on 12 images in 2 steps an epoch."""
-
-    name: str
-    variant: dict[str, Any]
-    content: dict[str, Any]  # of params.yaml
-    root: Path
-    inputs: Path
-    snapshots: list[dict[str, Tensor]] = field(default_factory=list)  # at the beginning and after each epoch
-    rates: list[dict[str, tuple[float, float]]] = field(default_factory=list)  # per step: group -> rate, scale
-
-    def prepared(self, layout: Layout) -> Prepared:
-        return resolve(parse(self.content), layout, Run("toy", self.name, 1))
-
-    @cached_property
-    def resolved(self) -> Prepared:
-        return self.prepared(Layout(self.root, self.inputs))
-
-    @property
-    def recipe(self) -> TrainingParams:
-        return self.resolved.recipe
-
-    def network(self) -> tuple[MobileNetV2, Plan]:
-        from finetune.model import load_backbone
-
-        model = self.resolved.model()
-        plan = self.resolved.plan_of(model)
-        if plan.initialisation == "pretrained":
-            load_backbone(model, Layout(self.inputs).backbone)
-        if plan.begin is not None:
-            plan.begin(model)
-        return model.to(memory_format=torch.channels_last), plan
-
-    def run(self, area: str, *listeners: Listener, pace: Pace = NEVER, record: bool = False) -> Progress:
-        torch.set_num_threads(1)
-        (self.root / area).mkdir(exist_ok=True)
-        model, plan = self.network()
-        common: dict[str, Any] = {"name": "toy", "work": self.root / area, "fingerprint": "f", "pace": pace}
-        if record:
-            self.snapshots.append(copied(model))
-            listeners = (*listeners, Listener(epoch=lambda row: self.snapshots.append(copied(model))))
-        return fit(model, plan, self.recipe, self.batches("train", 12), self.batches("val", 6), 1,
-                   listeners=listeners, **common)  # fmt: skip
-
-    def batches(self, split: str, images: int) -> Batches:
-        whole = open_store(Layout(self.inputs).store("toy")).split(split)
-        part = Split(whole.pixels, whole.index[:images], whole.labels[:images])
-        return Batches(part, 32, 6, torch.device("cpu"), torch.channels_last, 1.0)
-
-    @cached_property
-    def whole(self) -> Progress:
-        """The run from beginning to end, with what happened on the way noted."""
-        set_rates = training.set_rates
-
-        def noted(optimizer: torch.optim.Optimizer, lr: float) -> None:
-            set_rates(optimizer, lr)
-            self.rates.append({g["name"]: (g["lr"] / lr if lr else 0.0, g["lr_scale"]) for g in optimizer.param_groups})
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "set_rates", noted)
-            return self.run("whole", record=True)
-
-    def phases(self) -> list[tuple[int, Phase, dict[str, Tensor], dict[str, Tensor]]]:
-        """Each phase's number, itself, and the network's tensors when it begins and when it ends."""
-        assert self.whole
-        _, plan = self.network()
-        bounds = epochs_of(plan, self.recipe.epochs)
-        return [(i, phase, self.snapshots[a], self.snapshots[b]) for i, (phase, a, b) in enumerate(bounds)]
+SCHEDULE = {"name": "cosine", "warmup_epochs": 0.75}
+# Of 4 epochs of 2 steps: (1 + cos(k 22.5 degrees)) / 2 at step k; the warm-up is 1.5 steps long, so 1 / 1.5 at first.
+MULTIPLIERS = [2 / 3, 0.9619398, 0.8535534, 0.6913417, 0.5, 0.3086583, 0.1464466, 0.0380602]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -113,25 +36,8 @@ def case(
     tiny_content: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Case:
-    name, variant = request.param, VARIANTS[request.param]
-    own = dict(variant.get("training", {}))
-    own["epochs"] = min(own.get("epochs", EPOCHS), EPOCHS)
-    content = {
-        **tiny_content,
-        "study": {**tiny_content["study"], "strategies": [name], "baseline": name, "seeds": [1]},
-        "training": {**tiny_content["training"], "batch_size": 6, "lr": 1e-2, "schedule": {"name": "constant"}},
-        "strategies": {name: {**variant, "training": own}},
-    }
-    return Case(name, variant, content, tmp_path_factory.mktemp("case"), toy_inputs)
-
-
-def copied(model: MobileNetV2) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def same(first: Progress, second: Progress) -> bool:
-    states = first.kept_state, second.kept_state
-    return first.rows == second.rows and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    content = content_of(tiny_content, request.param, VARIANTS[request.param], EPOCHS, schedule=SCHEDULE)
+    return Case(request.param, content, tmp_path_factory.mktemp("case"), toy_inputs)
 
 
 def test_every_parameter_is_in_one_group_of_each_phase_and_no_group_is_empty(case: Case) -> None:
@@ -144,42 +50,53 @@ def test_every_parameter_is_in_one_group_of_each_phase_and_no_group_is_empty(cas
 
 
 def test_what_the_audit_calls_frozen_stays_to_the_bit(case: Case) -> None:
-    model, plan = case.network()
-    rows = audit(model, plan, 1e-2, 0.0)
-    for number, _, before, after in case.phases():
-        frozen = [row["tensor"] for row in rows if row["phase"] == number and row["frozen"]]
-        assert [name for name in frozen if not torch.equal(before[name], after[name])] == []
+    assert moved_though_frozen(case) == []
 
 
 def test_every_group_that_is_trained_moves(case: Case) -> None:
-    model, plan = case.network()
-    rows = audit(model, plan, 1e-2, 0.0)
-    for number, phase, before, after in case.phases():
-        for group in phase.groups:
-            moving = [
-                row["tensor"]
-                for row in rows
-                if (row["phase"], row["group"], row["kind"], row["frozen"]) == (number, group.name, "parameter", False)
-            ]
-            if moving:
-                assert any(not torch.equal(before[name], after[name]) for name in moving), group.name
+    assert still_though_trained(case) == []
 
 
 def test_every_step_is_at_the_rates_of_the_plan(case: Case) -> None:
-    _, plan = case.network()
     assert case.whole
-    if any(phase.solve for phase in plan.phases):
-        assert case.rates == [
-            {group.name: (0.0, group.lr_scale) for group in plan.phases[0].groups if not group.frozen}
-        ]
+    if any(phase.solve for phase in case.plan.phases):
+        assert case.rates == []
         return
-    assert len(case.rates) == 2 * case.recipe.epochs
-    for phase, first, end in epochs_of(plan, case.recipe.epochs):
-        scales = {group.name: group.lr_scale for group in phase.groups}
-        for step in case.rates[2 * first : 2 * end]:
-            for name, (rate, scale) in step.items():
-                assert rate == pytest.approx(scale)
-                assert scale == scales[name] or (phase.scales is not None and 0 <= scale <= 1)
+    assert len(case.rates) == len(MULTIPLIERS)
+    trained = [r for r in case.audit if r["kind"] == "parameter" and not r["frozen"]]
+    for number, (phase, first, end) in enumerate(epochs_of(case.plan, EPOCHS)):
+        groups = {row["tensor"]: row["group"] for row in trained if row["phase"] == number}
+        planned = {row["tensor"]: row["lr"] for row in trained if row["phase"] == number}
+        for epoch in range(first, end):
+            measured = _relative_gradients(case, epoch) if phase.scales else {}
+            for step in (2 * epoch, 2 * epoch + 1):
+                expected = {
+                    name: rate * measured.get(groups[name], 1.0) * MULTIPLIERS[step] for name, rate in planned.items()
+                }
+                assert {name: group for name, (group, _) in case.rates[step].items()} == groups
+                found = {name: rate for name, (_, rate) in case.rates[step].items()}
+                assert found == pytest.approx(expected, rel=1e-4 if measured else 1e-6), step
+
+
+def _relative_gradients(case: Case, epoch: int) -> dict[str, float]:
+    """Auto-RGN's scales by its formula, from the weights as they were when the epoch began."""
+    assert case.resolved.plan == "surgical"
+    model, _ = case.network()
+    model.load_state_dict(case.snapshots[epoch])
+    model.eval().requires_grad_(True)
+    ratios = dict.fromkeys(BLOCKS[:-1], 0.0)
+    for images, labels in case.batches("train", case.images).training(case.recipe.augmentation, SEED, epoch):
+        model.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        for block in ratios:
+            members = [p.detach() for name, p in model.named_parameters() if name.startswith(f"{block}.")]
+            gradients = [p.grad for name, p in model.named_parameters() if name.startswith(f"{block}.")]
+            of_gradient, of_weights = (
+                math.sqrt(sum(float(t.double().square().sum()) for t in tensors if t is not None))
+                for tensors in (gradients, members)
+            )
+            ratios[block] += of_gradient / of_weights
+    return {block: ratio / max(ratios.values()) for block, ratio in ratios.items()}
 
 
 def test_the_same_run_gives_the_same_bits(case: Case) -> None:
@@ -187,26 +104,15 @@ def test_the_same_run_gives_the_same_bits(case: Case) -> None:
 
 
 def test_it_resumes_in_mid_epoch_and_at_every_change_of_phase(case: Case) -> None:
-    _, plan = case.network()
-    if plan.phases[0].solve:
+    if case.plan.phases[0].solve:
         pytest.skip("solved at once: there is nothing between")
-    starts = [first for _, first, _ in epochs_of(plan, case.recipe.epochs)]
+    starts = [first for _, first, _ in epochs_of(case.plan, case.recipe.epochs)]
     for at in {(2, 1), *((start + 1, 1) for start in starts)}:
-        with pytest.raises(Interrupted):
-            case.run(f"stopped {at}", Listener(step=_interrupted_at(at)))
-        assert same(case.run(f"stopped {at}"), case.whole), at
+        assert same(case.stopped_and_resumed(*at), case.whole), at
     for start in starts[1:]:  # killed when the last epoch of a phase is saved
         with pytest.raises(KeyError):
             case.run(f"killed {start}", Listener(epoch=_killed_after(start)), pace=ALWAYS)
         assert same(case.run(f"killed {start}"), case.whole), start
-
-
-def _interrupted_at(at: tuple[int, int]) -> Callable[[int, int, int], None]:
-    def step(*now: int) -> None:
-        if now[:2] == at:
-            raise Interrupted(15)
-
-    return step
 
 
 def _killed_after(epoch: int) -> Callable[[Any], None]:

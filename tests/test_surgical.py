@@ -1,6 +1,7 @@
 """Auto-RGN by hand, in a run and under the recipe's BatchNorm policies; options that exclude each other."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
+from finetune.device import autocast
 from finetune.errors import InputError
 from finetune.model import BLOCKS, build
 from finetune.strategies import build_plan
@@ -112,3 +114,18 @@ def test_the_head_may_be_listed_and_is_trained_anyway(model: MobileNetV2) -> Non
 def test_what_cannot_be_is_refused(model: MobileNetV2, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"surgical: .*{message}"):
         adjusted(model, build_plan(model, "surgical", options), recipe())
+
+
+def test_the_pass_that_measures_runs_at_the_trainings_precision() -> None:
+    seen = []
+
+    class Noting(Line):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(images)
+
+    pairs = iter([(torch.ones(1), torch.zeros(1, dtype=torch.int64))])
+    context = partial(autocast, torch.device("cpu"), "bf16")
+    groups = (Group("a", ("a",)), Group("b", ("b",)))
+    relative_gradient_norms(Noting(), pairs, context, groups=groups, most=1)  # type: ignore[arg-type]
+    assert seen == [True]

@@ -1,6 +1,8 @@
 """The training loop: what moves and what does not, at which rates, and the same bits whenever it is run again."""
 
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.models import MobileNetV2
 
-from finetune import checkpoint, training
+from finetune import checkpoint, interruption, training
 from finetune.batches import Batches
 from finetune.checkpoint import Pace
 from finetune.device import spare_activations
@@ -22,9 +24,10 @@ from finetune.evaluation import Predictions
 from finetune.interruption import Interrupted
 from finetune.model import build
 from finetune.params import AugmentationParams, OptimizerParams, ScheduleParams, TrainingParams
+from finetune.state import State, peak_memory
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
-from finetune.strategies.plan import Group, Penalty, Phase, Plan, feature_blocks, tensors_of
+from finetune.strategies.plan import Autocast, Group, Penalty, Phase, Plan, feature_blocks, tensors_of
 from finetune.study import Layout
 from finetune.training import Listener, Progress, Row, Step, epochs_of, fit, make_optimizer, train_epoch
 
@@ -558,14 +561,19 @@ def test_averaged_weights_are_validated_and_kept_and_the_network_goes_on_from_it
 def test_scales_are_measured_when_an_epoch_begins_and_stay_for_the_rest_of_it(work: Work) -> None:
     measured: list[int] = []
 
-    def scales(model: MobileNetV2, batches: Iterator[tuple[Tensor, Tensor]]) -> Mapping[str, float]:
+    def scales(
+        model: MobileNetV2, batches: Iterator[tuple[Tensor, Tensor]], at_precision: Autocast
+    ) -> Mapping[str, float]:
         assert not model.training
+        assert not torch.is_autocast_enabled("cpu")
+        with at_precision():
+            assert torch.is_autocast_enabled("cpu")
         measured.append(len(next(batches)[1]))
         return {"body": 1 / (1 + len(measured))}
 
     (phase,) = head_and_body(network()).phases
     plan = Plan("pretrained", (replace(phase, scales=scales),))
-    constant = recipe(schedule=ScheduleParams(name="constant"))
+    constant = recipe(schedule=ScheduleParams(name="constant"), precision="bf16")
     with pytest.raises(Interrupted):
         work(plan, constant, listeners=(stopped_at(2, 1, Interrupted(15)),), pace=NEVER)
     rows = work(plan, constant).rows
@@ -587,6 +595,71 @@ def test_an_interruption_while_validating_keeps_the_epochs_training(
 
 def interrupted(*_: Any) -> Predictions:
     raise Interrupted(15)
+
+
+def terminated(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def ended_by_a_signal() -> Iterator[None]:
+    """Stands for a process that ends by one, with all that it has set."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        with pytest.raises(Interrupted) as caught, interruption.handled():
+            yield
+        assert not caught.value.torn
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        interruption._Now.received = None
+
+
+class Halfway:
+    """Stands for the loading of a part's tensors; sends the signal as the nth copy of a network gets to that part."""
+
+    def __init__(self, model: MobileNetV2, copy: int) -> None:
+        self.part = model.features[9]
+        self.load, self.copy, self.copies = self.part._load_from_state_dict, copy, 0
+        self.part._load_from_state_dict = self
+
+    def __call__(self, *given: Any) -> None:
+        self.copies += 1
+        if self.copies == self.copy:
+            terminated()
+        self.load(*given)
+
+
+@pytest.mark.parametrize("moment", [1, "between", 2, 3, 4], ids=str)
+def test_a_signal_as_averaged_weights_are_put_in_place_and_back_changes_nothing(
+    work: Work, monkeypatch: pytest.MonkeyPatch, moment: int | str
+) -> None:
+    # Two copies after each of the two epochs: there and back. The signal comes within one of them, or in between.
+    averaged, model = recipe(ema=0.9), network()
+    whole = work(recipe=averaged, area="whole")
+    with monkeypatch.context() as patch, ended_by_a_signal():
+        if moment == "between":
+            patch.setattr(training, "predict", terminated)
+        else:
+            Halfway(model, int(moment))
+        work(recipe=averaged, model=model, pace=NEVER)
+    epochs = 2 if moment in (3, 4) else 1
+    again = work(recipe=averaged, listeners=(Listener(step=lambda epoch, *_: no_more_of(epoch, epochs)),))
+    assert same(again, whole)
+
+
+def test_averaged_weights_in_place_are_not_saved_as_the_networks_own(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaged, own = recipe(ema=0.9, epochs=1), network()
+    work(recipe=averaged, model=own, area="whole")
+    monkeypatch.setattr(training, "predict", interrupted)
+    with pytest.raises(Interrupted):
+        work(recipe=averaged, pace=NEVER)
+    saved = checkpoint.load(tmp_path / "work", "f")
+    assert saved is not None
+    assert all(torch.equal(saved["model"][name], tensor) for name, tensor in own.state_dict().items())
+    assert not torch.equal(saved["model"]["classifier.1.weight"], saved["averaged"]["classifier.1.weight"])
 
 
 def no_more_of(epoch: int, done: int) -> None:
@@ -625,6 +698,29 @@ def test_a_resumed_run_counts_the_time_of_all_its_attempts(work: Work, tmp_path:
     assert 1000 < work().seconds < 1100
 
 
+def test_a_resumed_run_knows_the_memory_of_the_attempt_that_had_most(work: Work, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        work(listeners=(killed_after(1),), pace=ALWAYS)
+    saved = checkpoint.load(tmp_path / "work", "f")
+    assert saved is not None
+    assert saved["progress"]["peak_memory"] == pytest.approx(peak_memory("cpu"), rel=0.1)
+    saved["progress"]["peak_memory"] = 2**50
+    checkpoint.save(tmp_path / "work", "f", saved)
+    with pytest.raises(Interrupted):
+        work(listeners=(stopped_at(2, 1, Interrupted(15)),), pace=NEVER)  # which saves again
+    assert work().peak_memory == 2**50
+
+
+def test_a_checkpoint_of_before_memory_was_kept_is_gone_on_with(work: Work, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        work(listeners=(killed_after(1),), pace=ALWAYS)
+    saved = checkpoint.load(tmp_path / "work", "f")
+    assert saved is not None
+    del saved["progress"]["peak_memory"]
+    checkpoint.save(tmp_path / "work", "f", saved)
+    assert same(work(), work(area="whole"))
+
+
 def test_a_checkpoint_of_another_fingerprint_is_ignored_and_that_is_said(
     work: Work, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -644,6 +740,18 @@ def test_a_damaged_checkpoint_is_ignored_and_that_is_said(
     (tmp_path / "work" / checkpoint.FILE).write_bytes(b"half a checkpoint")
     assert same(work(), work(area="whole"))
     assert "checkpoint.pt: is damaged; the training starts afresh" in capsys.readouterr().out
+
+
+def test_a_slow_disk_has_a_first_checkpoint_soon_after_ten_seconds(toy: tuple[Batches, Batches]) -> None:
+    # Of a network that Adam trains whole, with averaged weights.
+    model = network()
+    state = State(model, torch.device("cpu"), None, ema=0.9)
+    (phase,) = build_plan(model, "same_lr", {}).phases
+    optimizer = state.begin_phase(make_optimizer(model, phase, RECIPE), 0)
+    train_epoch(Step(model, phase, optimizer, RECIPE), toy[0], 0, 0, "toy")
+    pace, seconds = Pace(), checkpoint.size(state.content()) / checkpoint.DISK
+    assert 0.2 < seconds < 0.3
+    assert seconds / pace.share < pace.seconds + 3
 
 
 def test_checkpoints_are_as_far_apart_as_asked(work: Work, tmp_path: Path) -> None:

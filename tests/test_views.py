@@ -117,6 +117,17 @@ def test_normalisation_by_hand() -> None:
     assert normalise(images).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_normalised_images_lie_as_they_are_wanted(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    images = torch.arange(2 * 3 * 4 * 5).view(2, 4, 3, 5).transpose(1, 2).to(dtype)
+    before = images.clone()
+    found = normalise(images, layout)
+    assert found.is_contiguous(memory_format=layout)
+    assert torch.equal(found, normalise(before))
+    assert torch.equal(images, before)
+
+
 def test_mean_and_deviation_are_those_of_torchvisions_weights() -> None:
     from torchvision.models import MobileNet_V2_Weights
 

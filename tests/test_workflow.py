@@ -1,7 +1,9 @@
 """A study through DVC, and one run outside DVC."""
 
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -208,6 +210,18 @@ def test_a_run_whose_tracking_fails_is_said_once_and_tracked_later(
     sent = tracking.track(ps, Layout(root), silent)  # the study's own is not made yet
     assert (sent["runs"], sent["epochs"], sent["models"]) == (1, 1, 1)
     assert not any(tracking.track(ps, Layout(root), silent).values())
+
+
+def test_the_start_up_of_a_run_outside_dvc_is_all_that_comes_before_its_training(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_seconds(**began: float) -> float:
+        return runs.read_json(workflow.run_alone(settings(root), RUN, **began)[1] / runs.COST)["start_seconds"]
+
+    assert 1000 < start_seconds(began=time.monotonic() - 1000) < 1060
+    now = time.monotonic
+    monkeypatch.setattr(workflow, "time", SimpleNamespace(monotonic=lambda: now() - 1000))
+    assert 1000 < start_seconds() < 1060
 
 
 def test_a_run_interrupted_while_it_is_evaluated_is_not_trained_again(

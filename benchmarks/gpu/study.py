@@ -2,42 +2,104 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torchvision.models import MobileNetV2
 
 from finetune.device import configure, move_to_device
-from finetune.params import load
-from finetune.resolved import resolve
-from finetune.runs import METRICS, read_json
+from finetune.params import Params, load
+from finetune.resolved import Prepared, resolve
+from finetune.runs import COST, METRICS, read_json
 from finetune.stages import evaluate, train
+from finetune.store import open_store
 from finetune.study import Layout, runs
 
+_TINY = (
+    "training.image_size=32",
+    "training.epochs=1",
+    "training.batch_size=8",
+    "training.compile=none",
+    "training.threads=1",
+)
+_TINY_IMAGES = 64  # of each training split, about
 
-def run(params_file: Path, overrides: tuple[str, ...], inputs: Path, out: Path, minutes: float) -> None:
-    """Write runs/ and evaluations/ under `out`, as the stages train and evaluate do.
+
+def run(
+    params_file: Path,
+    overrides: tuple[str, ...],
+    inputs: Path,
+    out: Path,
+    minutes: float,
+    device: str | None = None,
+    tiny: bool = False,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
+    """Write runs/ and evaluations/ under `out`, as the stages train and evaluate do; give `keep` a row of each run.
 
     Runs that are there already are left alone, so that a study may be done in several goes. Seed by seed, so that
-    whatever is done in the time is a whole comparison.
+    whatever is done in the time is a whole comparison. A run that fails has its error in place of figures.
+
+    Args:
+        device: where all runs train; None: as the params have it.
+        tiny: few images, small, for an epoch.
+
+    Raises:
+        InputError: a run cannot be worked out.
     """
     end = time.monotonic() + 60 * minutes
-    params = load(params_file, overrides)
     layout = Layout(out, inputs)
+    params = load(params_file, overrides)
+    if tiny:
+        params = load(params_file, (*overrides, *_TINY, *_few(params, layout)))
+    rows: list[dict[str, Any]] = []
     networks: dict[tuple[str, ...], MobileNetV2] = {}
-    for one in sorted(runs(params), key=lambda run: run.seed):
-        if (layout.evaluation(one) / METRICS).is_file():
-            continue
-        if time.monotonic() > end:
-            print(f"{one.name}: no time left", flush=True)
-            continue
+    # All are worked out before the first is trained.
+    for prepared in [resolve(params, layout, one, device) for one in sorted(runs(params), key=lambda run: run.seed)]:
+        one = prepared.run
         began = time.monotonic()
-        prepared = resolve(params, layout, one)
-        key = (one.dataset, prepared.recipe.model_dump_json(), prepared.plan, json.dumps(prepared.options))
-        if key not in networks:
-            configure(prepared.recipe)
-            networks[key] = prepared.model()
-            move_to_device(networks[key], prepared.recipe)
-        train(prepared, layout, module=networks[key])
-        evaluate(layout, one)
-        test = read_json(layout.evaluation(one) / METRICS)["test"]
-        print(f"{one.name}: test top-1 {100 * test['acc']:.2f} %, {time.monotonic() - began:.0f} s in all", flush=True)
+        if not (layout.evaluation(one) / METRICS).is_file():
+            if began > end:
+                print(f"{one.name}: no time left", flush=True)
+                continue
+            try:
+                train(prepared, layout, module=_network(prepared, networks))
+                evaluate(layout, one, device)
+            except Exception as error:  # one run that is out of memory must not lose the others
+                rows.append({"run": one.name, "error": f"{type(error).__name__}: {error}"[:300]})
+                keep(rows)
+                print(f"{one.name}: {rows[-1]['error']}", flush=True)
+                continue
+            seconds = time.monotonic() - began
+            print(f"{one.name}: test top-1 {_accuracy(layout, prepared):.2f} %, {seconds:.0f} s in all", flush=True)
+        cost = read_json(layout.run(one) / COST)
+        figures = {"test_top1": round(_accuracy(layout, prepared), 2)}
+        rows.append({"run": one.name} | figures | {key: cost[key] for key in ("images_per_second", "seconds")})
+        keep(rows)
+    return rows
+
+
+def all_failed(rows: list[dict[str, Any]]) -> bool:
+    """Whether runs were trained, and none has figures."""
+    return bool(rows) and all("error" in row for row in rows)
+
+
+def _network(prepared: Prepared, networks: dict[tuple[str, ...], MobileNetV2]) -> MobileNetV2:
+    """The network that earlier runs of the kind were trained in, or a new one."""
+    key = (prepared.run.dataset, prepared.recipe.model_dump_json(), prepared.plan, json.dumps(prepared.options))
+    if key not in networks:
+        configure(prepared.recipe)
+        networks[key] = prepared.model()
+        move_to_device(networks[key], prepared.recipe)
+    return networks[key]
+
+
+def _accuracy(layout: Layout, prepared: Prepared) -> float:
+    """Top-1 of the test split, in %."""
+    return 100 * float(read_json(layout.evaluation(prepared.run) / METRICS)["test"]["acc"])
+
+
+def _few(params: Params, layout: Layout) -> list[str]:
+    images = {name: len(open_store(layout.store(name)).split("train")) for name in params.study.datasets}
+    return [f"datasets.{name}.fraction={min(1.0, _TINY_IMAGES / most):.6f}" for name, most in images.items()]

@@ -1,88 +1,124 @@
-"""Images per second of the project's own training epoch, setting by setting, and what feeding it costs.
+"""Images per second of training, setting by setting, and what feeding it costs.
 
 Each setting trains a stretch of a real store twice: as `finetune train` does, and on one batch that lies ready on the
-device. The quotient of the two rates says what the data cost.
+device. The quotient of the two rates says what the data cost. The fastest setting is then measured with pixels that
+are streamed from the host, and with `deterministic: true` and without.
 """
 
-import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchvision.models import MobileNetV2
 
-from finetune import model as models
-from finetune.batches import Batches
-from finetune.device import Feed, configure, move_to_device
-from finetune.optimizers import make_optimizer
-from finetune.params import AugmentationParams, TrainingParams
-from finetune.store import Split, open_store
-from finetune.strategies import build_plan
-from finetune.training import Step, train_epoch
+from benchmarks.gpu import rates
+from finetune.params import TrainingParams
 
-SETTINGS = (  # precision/compile/memory format/batch size/depthwise kernels
+# What promises most comes first, by an H100 (results/gpu-h100); and what takes long to find out last, which is
+# max-autotune, as it compiles for minutes.
+PRECISIONS = ("bf16", "tf32", "fp32")
+COMPILED = ("reduce-overhead", "none", "default", "max-autotune")
+BATCHES = (256, 512, 128, 1024, 64)
+OTHERWISE = (  # the other kernels and the other memory format, where most is promised
     "bf16/reduce-overhead/channels_last/256/torch",
-    "bf16/reduce-overhead/channels_last/256/triton",
-    "bf16/none/channels_last/256/torch",
     "bf16/none/channels_last/256/triton",
-    "bf16/reduce-overhead/channels_last/64/triton",
-    "bf16/reduce-overhead/channels_last/64/torch",
-    "bf16/none/channels_last/64/torch",
-    "bf16/none/contiguous/256/torch",
-    "tf32/none/channels_last/256/torch",
-    "fp32/none/channels_last/256/torch",
-    "bf16/reduce-overhead/channels_last/1024/triton",
-    "bf16/default/channels_last/256/triton",
-    "tf32/reduce-overhead/channels_last/256/triton",
     "bf16/reduce-overhead/contiguous/256/torch",
-    "bf16/reduce-overhead/channels_last/512/triton",
-    "bf16/reduce-overhead/channels_last/128/triton",
-    "bf16/max-autotune/channels_last/256/triton",
 )
 TINY_SETTINGS = ("fp32/none/channels_last/8/torch", "bf16/none/contiguous/8/torch")
+AT_BEST: dict[str, dict[str, bool]] = {  # what is tried there: changes of the recipe
+    "streamed": {},
+    "deterministic": {"deterministic": True},
+    "not deterministic": {"deterministic": False},
+}
+_FOR_GRID = 0.7  # of the time; the rest is for the fastest setting
+
+Row = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Fixed(Batches):
-    """One batch, over and over: training without feeding."""
+def grid() -> list[str]:
+    """Precision x compilation x batch size, best promise first, with the depthwise kernels that were faster there."""
+    places = sorted(product(*(range(len(axis)) for axis in (PRECISIONS, COMPILED, BATCHES))), key=lambda p: (sum(p), p))
+    chosen = [(PRECISIONS[p], COMPILED[c], BATCHES[b]) for p, c, b in places]
+    return [f"{p}/{c}/channels_last/{b}/{'torch' if c == 'none' else 'triton'}" for p, c, b in chosen]
 
-    ready: tuple[Tensor, Tensor]
 
-    def training(
-        self, augmentation: AugmentationParams, seed: int, epoch: int, *, first: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(first, self.training_steps()):
-            yield self.ready
+def settings() -> tuple[str, ...]:
+    """All that are tried, each as precision/compile/memory format/batch size/depthwise kernels."""
+    first, *others = grid()
+    return (first, *OTHERWISE, *others)
+
+
+def first(tiny: bool) -> str:
+    """The setting that promises most."""
+    return TINY_SETTINGS[0] if tiny else settings()[0]
 
 
 def measure(
-    store: Path, device: str, tiny: bool, words: list[str], minutes: float, keep: Callable[[list[dict[str, Any]]], None]
-) -> None:
-    """Give `keep` the rows so far after each setting; a setting that fails has its error in place of figures."""
-    rows: list[dict[str, Any]] = []
-    keep(rows)
-    end = time.monotonic() + 60 * minutes
-    for setting in TINY_SETTINGS if tiny else SETTINGS:
-        if (words and not any(word in setting for word in words)) or time.monotonic() > end:
-            continue
+    store: Path,
+    device: str,
+    tiny: bool,
+    words: list[str],
+    minutes: float,
+    keep: Callable[[dict[str, list[Row]]], None],
+    done: dict[str, Any] | None = None,
+) -> dict[str, list[Row]]:
+    """Give `keep` the rows so far after each: `rows` of the settings, `at_best` of the fastest of them. A setting that
+    fails has its error in place of figures.
+
+    Args:
+        words: only settings whose name holds one of these; none: all.
+        minutes: after which no new row is begun.
+        done: what an earlier go kept; what has figures there is not measured again.
+    """
+    began, images, before = monotonic(), rates.TINY_IMAGES if tiny else rates.IMAGES, done or {}
+    found: dict[str, list[Row]] = {"rows": _with_figures(before.get("rows", ())), "at_best": []}
+    keep(found)
+
+    def measured(kind: str, named: Row, recipe: TrainingParams, streamed: bool) -> None:
         try:
-            row = {"setting": setting} | _rates(store, recipe_of(setting, device, tiny), 64 if tiny else 16384)
+            row = named | rates.measured(store, recipe, images, streamed)
         except Exception as error:  # one setting that is out of memory must not lose the others
-            row = {"setting": setting, "error": f"{type(error).__name__}: {error}"[:300]}
+            row = named | {"error": f"{type(error).__name__}: {error}"[:300]}
         torch.compiler.reset()
         if device == "cuda":
             torch.cuda.empty_cache()
-        rows.append(row)
-        keep(rows)
+        found[kind].append(row)
+        keep(found)
         print(*(f"{key} {value}" for key, value in row.items()), sep=", ", flush=True)
+
+    known = {row["setting"] for row in found["rows"]}
+    for setting in TINY_SETTINGS if tiny else settings():
+        if setting in known or (words and not any(word in setting for word in words)):
+            continue
+        if monotonic() - began >= 60 * minutes * _FOR_GRID:
+            break
+        measured("rows", {"setting": setting}, recipe_of(setting, device, tiny), False)
+    if (best := fastest(found["rows"])) is None:
+        return found
+    found["at_best"] = [row for row in _with_figures(before.get("at_best", ())) if row["setting"] == best]
+    known = {row["with"] for row in found["at_best"]}
+    for name, changes in AT_BEST.items():
+        if name not in known and monotonic() - began < 60 * minutes:
+            recipe = recipe_of(best, device, tiny).model_copy(update=changes)
+            measured("at_best", {"setting": best, "with": name}, recipe, name == "streamed")
+    return found
+
+
+def fastest(rows: Iterable[Row]) -> str | None:
+    """The setting that trained most images per second; None: none has figures."""
+    with_figures = _with_figures(rows)
+    return max(with_figures, key=lambda row: row["images_per_second"])["setting"] if with_figures else None
+
+
+def all_failed(found: dict[str, list[Row]]) -> bool:
+    """Whether settings were tried, and none has figures."""
+    return bool(found["rows"]) and not _with_figures(found["rows"])
 
 
 def recipe_of(setting: str, device: str, tiny: bool) -> TrainingParams:
-    """The recipe of a setting, written as in SETTINGS."""
+    """The recipe of a setting."""
     precision, compiled, memory_format, batch_size, depthwise = setting.split("/")
     return TrainingParams.model_validate(
         {
@@ -98,69 +134,5 @@ def recipe_of(setting: str, device: str, tiny: bool) -> TrainingParams:
     )
 
 
-def _rates(store: Path, recipe: TrainingParams, images: int) -> dict[str, Any]:
-    model, feed, split = _made(store, recipe)
-    phase = build_plan(model, "same_lr", {}).phases[0]
-    optimizer = make_optimizer(model, phase, recipe)
-
-    def rate(batches: Batches, epoch: int) -> float:
-        _wait(recipe)
-        began = time.perf_counter()
-        train_epoch(Step(model, phase, optimizer, recipe), batches, 0, epoch, "sweep")
-        _wait(recipe)
-        return batches.training_steps() * recipe.batch_size / (time.perf_counter() - began)
-
-    began = time.perf_counter()
-    rate(feed.batches(_some(split, 4 * recipe.batch_size)), 0)
-    warm_up = time.perf_counter() - began
-    batches = feed.batches(_some(split, images // recipe.batch_size * recipe.batch_size))
-    common = {field.name: getattr(batches, field.name) for field in dataclasses.fields(Batches)}
-    fixed = Fixed(**common, ready=next(batches.training(recipe.augmentation, 0, 0)))
-    pairs = [(rate(batches, epoch), rate(fixed, epoch)) for epoch in (1, 2, 3)]
-    fed, ready = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return {
-        "images_per_second": round(fed, 1),
-        "on_a_ready_batch": round(ready, 1),
-        "feeding": round(statistics.median(a / b for a, b in pairs), 3),
-        "warm_up_seconds": round(warm_up, 1),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if recipe.device == "cuda" else None,
-    }
-
-
-def profile(store: Path, device: str, tiny: bool, setting: str) -> str:
-    """A table of the kernels of a few training steps, slowest first."""
-    recipe = recipe_of(TINY_SETTINGS[0] if tiny else setting, device, tiny)
-    model, feed, split = _made(store, recipe)
-    phase = build_plan(model, "same_lr", {}).phases[0]
-    optimizer = make_optimizer(model, phase, recipe)
-    batches = feed.batches(_some(split, 6 * recipe.batch_size))
-    train_epoch(Step(model, phase, optimizer, recipe), batches, 0, 0, "profile")
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as seen:
-        train_epoch(Step(model, phase, optimizer, recipe), batches, 0, 1, "profile")
-        _wait(recipe)
-    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    return seen.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=70)
-
-
-def _made(store: Path, recipe: TrainingParams) -> tuple[MobileNetV2, Feed, Split]:
-    if recipe.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    configure(recipe)
-    opened = open_store(store)
-    model = models.build(len(opened.classes), 0)
-    move_to_device(model, recipe)
-    return model, Feed(recipe), opened.split("train")
-
-
-def _some(split: Split, images: int) -> Split:
-    """The first images of a split, over and over where it has too few."""
-    rows = torch.arange(max(images, 1)).numpy() % len(split)
-    return Split(split.pixels, split.index[rows], split.labels[rows])
-
-
-def _wait(recipe: TrainingParams) -> None:
-    if recipe.device == "cuda":
-        torch.cuda.synchronize()
+def _with_figures(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if "error" not in row]

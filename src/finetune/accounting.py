@@ -4,9 +4,9 @@ What does not depend on the machine is worked out from shapes alone, on a networ
 no values (PyTorch's fake and meta tensors), so that it takes no time, no memory, and changes no number of the run.
 """
 
-import resource
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from finetune.device import autocast, spare_activations
 from finetune.optimizers import make_optimizer
 from finetune.recipe import TrainingParams
 from finetune.recomputation import Recomputed
-from finetune.strategies.plan import Phase
+from finetune.state import peak_memory
+from finetune.strategies.plan import Penalty, Phase
 from finetune.training import Progress, set_modes
 
 
@@ -48,7 +49,7 @@ def cost(
         "seconds_per_epoch": round(result.seconds / recipe.epochs, 3),
         **{f"{phase}_seconds": round(result.phase_seconds[phase], 3) for phase in PHASES},
         "images_per_second": round(images * recipe.epochs / result.train_seconds, 1),
-        "peak_memory_bytes": peak_memory(recipe.device),
+        "peak_memory_bytes": max(result.peak_memory, peak_memory(recipe.device)),
         **fixed,
         "trainable_parameters": sum(parameters[name].numel() for name in moving),
         "total_parameters": sum(p.numel() for p in parameters.values()),
@@ -74,10 +75,11 @@ def activation_bytes(
 ) -> int:
     """Bytes that autograd keeps from the forward pass of `batch` images for the backward pass; of the greediest phase.
 
-    As they are kept op by op; a compiled pass keeps fewer. Without parameters, buffers, and what a
-    phase's penalty may keep; with bf16, the weights' copies are kept, too, and counted. fp32 counts are exact; bf16
-    ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to be fp32.
-    With activation checkpointing, what a block keeps to begin again from is counted in its place.
+    The loss is with the phase's penalty; where a phase measures its rates, the pass for that counts, if it keeps more.
+    As they are kept op by op; a compiled pass keeps fewer. Without parameters and buffers, and what a penalty holds by
+    itself, such as the weights of the start; with bf16, the weights' copies are kept, too, and counted. fp32 counts are
+    exact; bf16 ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to
+    be fp32. With activation checkpointing, what a block keeps to begin again from is counted in its place.
     """
     on_cpu = recipe.model_copy(update={"device": "cpu"})
     with FakeTensorMode():
@@ -90,17 +92,25 @@ def activation_bytes(
             if isinstance(block, Recomputed):
                 block.register_forward_pre_hook(lambda _, inputs: begins.append(inputs[0]))
 
-        def loss() -> Tensor:
+        def loss(penalty: Penalty | None = None) -> Tensor:
             with autocast(images.device, recipe.precision):
-                return cross_entropy(model(images), labels)
+                loss = cross_entropy(model(images), labels)
+            return loss if penalty is None else loss + penalty(images)
 
-        kept = []
+        def kept(penalty: Penalty | None = None) -> int:
+            begins.clear()
+            return kept_for_backward(partial(loss, penalty), (*model.parameters(), *model.buffers()), begins)
+
+        most = 0
         for phase in phases:
             make_optimizer(model, phase, on_cpu)  # says which parameters want gradients
+            if phase.scales is not None:
+                model.eval()
+                most = max(most, kept())
             set_modes(model, phase)
-            begins.clear()
-            kept.append(kept_for_backward(loss, (*model.parameters(), *model.buffers()), begins))
-    return max(kept)
+            with phase.penalty(model) if phase.penalty else nullcontext() as penalty:
+                most = max(most, kept(penalty))
+    return most
 
 
 def kept_for_backward(forward: Callable[[], Tensor], owned: Iterable[Tensor], more: Iterable[Tensor] = ()) -> int:
@@ -139,11 +149,3 @@ def forget_peak_memory(device: str) -> None:
     """Let a GPU's peak be this run's alone; a process on a CPU has one peak over all that it did."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: allocated on the GPU, else resident in this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux

@@ -1,8 +1,8 @@
 """The network's blocks from image to logits, and what each phase of a strategy does with them, as a picture.
 
 Rows in, PNG out, the same bytes for the same rows. A strip per phase, a box per block: its fill is coloured by the
-learning-rate scale, and as high as the share of the block's parameters that are trained; the circle beneath it says
-what BatchNorm does there.
+learning-rate scale, or hatched where that is not known beforehand, and as high as the share of the block's parameters
+that are trained; the circle beneath it says what BatchNorm does there.
 """
 
 import math
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LEFT, _BOXES, _GAP, _ADDED_GAP, _MARGIN = 1.75, 8.8, 0.06, 0.75, 0.1
 _HEAD, _FOOT = 0.85, 0.75
 _FROZEN, _EDGE, _INK = "#f2f2f2", "#9a9a9a", "#222222"
+_UNKNOWN: dict[str, Any] = {"facecolor": "#b9d3ee", "edgecolor": "#33658a", "hatch": "xxxx", "linewidth": 0}
 _COLOURS = "viridis"  # lightness rises all along, so greyscale keeps the order
 _BATCHNORM = {"train": "full", "affine_only": "left", "eval": "none"}  # fill style of its circle
 _BATCHNORM_WORDS = {  # and the room that they take
@@ -50,7 +51,7 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     axes.axis("off")
     axes.text(_MARGIN, 0.22, title, fontsize=12, va="center", color=_INK)
     _heads(axes, blocks)
-    top = max(1.0, *(row["lr_scale"] for row in rows))
+    top = max(1.0, *(row["lr_scale"] or 0.0 for row in rows))
     for number, phase in enumerate(phases):
         y = _HEAD + number * pitch
         _strip(axes, phase, blocks, y, strip, top)
@@ -124,11 +125,16 @@ def _strip(
             _circle(axes, at, y + height + 0.1, policy)
 
 
-def _fill(axes: "Axes", box: tuple[float, float, float, float], scale: float, top: float, strip_top: float) -> None:
-    """One group's part of a block (left, top, width, height), and its scale written in it or above it."""
+def _fill(
+    axes: "Axes", box: tuple[float, float, float, float], scale: float | None, top: float, strip_top: float
+) -> None:
+    """One group's part of a block (left, top, width, height), and its scale, if it is known, written in it or above."""
     from matplotlib.patches import Rectangle
 
     x, y, width, height = box
+    if scale is None:
+        axes.add_patch(Rectangle((x, y), width, height + 0.004, **_UNKNOWN))
+        return
     red, green, blue, _ = colour = _colour(scale / top)
     axes.add_patch(Rectangle((x, y), width, height + 0.004, facecolor=colour, linewidth=0))  # no seam beneath
     if y > strip_top + 0.01:
@@ -186,6 +192,9 @@ def _legend(axes: "Axes", y: float, rows: Sequence[Mapping[str, Any]], top: floa
     x = _LEFT + bar + 0.35
     axes.add_patch(Rectangle((x, y), 0.3, 0.13, facecolor=_FROZEN, edgecolor="#cccccc", hatch="////", linewidth=0))
     axes.text(x + 0.36, y + 0.065, "frozen", va="center", fontsize=7.5, color=_INK)
+    if any(row["lr_scale"] is None for row in rows):
+        axes.add_patch(Rectangle((x, y + 0.22), 0.3, 0.13, **_UNKNOWN))
+        axes.text(x + 0.36, y + 0.285, "trained, no fixed rate", va="center", fontsize=7.5, color=_INK)
     note = "Height of a fill: share of the block's parameters that are trained\n(square-root scale). Width of a box: "
     note += "logarithm of its parameters."
     axes.text(x + 1.0, y + 0.065, note, va="center", fontsize=7, color="#555555", linespacing=1.2)

@@ -5,6 +5,8 @@ from typing import Any
 
 Audit = Sequence[Mapping[str, Any]]  # rows of audit.csv, as `strategies.plan.audit` makes them or as read back
 
+_NO_RATE = ("measured", "solved")  # in the place of a learning rate
+
 
 def by_block(audit: Audit, lr: float, phases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per phase, block and group.
@@ -15,7 +17,8 @@ def by_block(audit: Audit, lr: float, phases: Sequence[Mapping[str, Any]]) -> li
 
     Returns:
         Rows of phase (from 0), its epochs and adds, block, group, parameters (how many there are), moved (how many of
-        them are trained), lr_scale (0 if none is) and batchnorm (the policy of the group's BatchNorm layers in the
+        them are trained), lr_scale (0 if none is, None if it is measured as the run goes, or the head is solved for
+        without a rate) and batchnorm (the policy of the group's BatchNorm layers in the
         block, "" if it has none there). What a plan adds outside the network's own blocks is one block, named by the
         first part of its tensors' names.
     """
@@ -50,7 +53,8 @@ def by_group(audit: Audit, lr: float) -> list[dict[str, Any]]:
 def typed(row: Mapping[str, str]) -> dict[str, Any]:
     """A row of `by_block` as it was before it was written as text."""
     texts, counts = ("adds", "block", "group", "batchnorm"), ("phase", "parameters", "moved")
-    numbers = {"epochs": int(row["epochs"]) if row["epochs"] else None, "lr_scale": float(row["lr_scale"])}
+    numbers: dict[str, Any] = {"epochs": int(row["epochs"]) if row["epochs"] else None}
+    numbers["lr_scale"] = float(row["lr_scale"]) if row["lr_scale"] else None
     return {key: row[key] for key in texts} | {key: int(row[key]) for key in counts} | numbers
 
 
@@ -75,7 +79,9 @@ def _count(entry: dict[str, Any], row: Mapping[str, Any], lr: float, normalised:
     entry["parameters"] += int(row["numel"])
     if not _frozen(row):
         entry["moved"] += int(row["numel"])
-        entry["lr_scale"] = float(f"{float(row['lr']) / lr:.9g}")  # 0.009 / 0.01 is 0.9, without the last bit
+        rate = row["lr"]
+        # 0.009 / 0.01 is 0.9, without the last bit
+        entry["lr_scale"] = None if rate in _NO_RATE else float(f"{float(rate) / lr:.9g}")
     if row["tensor"] in normalised:
         entry["batchnorm"] = row["batchnorm"]
 

@@ -18,6 +18,7 @@ class Averaged:
     def __init__(self, model: nn.Module, decay: float, saved: Mapping[str, Tensor] | None = None) -> None:
         """Begins as the network is now, or where `saved` (a `state_dict`) was."""
         self._model, self._decay = model, decay
+        self._own: dict[str, Tensor] | None = None  # the network's tensors, while the average is in their place
         self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         for name, tensor in (saved or {}).items():
             self._state[name].copy_(tensor)
@@ -35,12 +36,21 @@ class Averaged:
     def state_dict(self) -> dict[str, Tensor]:
         return self._state
 
+    def network(self) -> dict[str, Tensor]:
+        """The network's own `state_dict`, also while the average, or a part of it, is in its place.
+
+        Putting it there and back takes two copies, and a signal may end the process within either: what is saved then
+        must not be half an average.
+        """
+        return self._model.state_dict() if self._own is None else self._own
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within, the network's tensors hold the average."""
-        own = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
-        self._model.load_state_dict(self._state)
+        self._own = own = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
         try:
+            self._model.load_state_dict(self._state)
             yield
         finally:
             self._model.load_state_dict(own)
+            self._own = None

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -97,8 +98,8 @@ class DeviceBatches(Batches):
             resident = self.resident
             sources = ((resident, views, slice(*bound)) for bound in bounds)
         for (begin, end), (pixels, views, rows) in zip(bounds, sources, strict=True):
-            images = views.resample(pixels, rows, self.image_size, self.exact)
-            yield normalise(images).contiguous(memory_format=self.memory_format), labels[begin:end]
+            images = views.resample(pixels, rows, self.exact)
+            yield normalise(images, self.memory_format), labels[begin:end]
 
     def _streamed(
         self, order: np.ndarray, crops: Crops | None, bounds: list[tuple[int, int]]
@@ -128,8 +129,9 @@ class DeviceBatches(Batches):
         axes: tuple[Axis, Axis]
         if crops is None:
             axes = evaluation_axes(index[:, 1:], self.image_size, round(self.image_size / self.crop_pct))
-            return Views(index, axes, None, self.device)
-        return Views(index, crop_axes(crops.boxes[images], self.image_size), crops.flips[images], self.device)
+            return Views(index, axes, None, self.image_size, self.device)
+        axes = crop_axes(crops.boxes[images], self.image_size)
+        return Views(index, axes, crops.flips[images], self.image_size, self.device)
 
 
 def evaluation_view(image: np.ndarray, image_size: int, crop_pct: float) -> Tensor:
@@ -168,11 +170,18 @@ def resize(chw: Tensor, size: int | tuple[int, int]) -> Tensor:
     return interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalise(images: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
     """N x 3 x S x S of 0 to 255, of any type -> float32 with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * 255
-    return images.float().sub_(mean).div_(std)
+    mean, deviation = _statistics(images.device)
+    made = torch.empty_like(images, dtype=torch.float32, memory_format=layout)
+    return made.copy_(images).sub_(mean).div_(deviation)
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the values 0 to 255; sent once, as sending them waits for the device."""
+    mean, deviation = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    return mean, deviation
 
 
 def _channels_first(image: np.ndarray) -> Tensor:

@@ -5,8 +5,9 @@ Training itself never chooses: its numbers depend on these settings, so they sta
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from ruamel.yaml import YAML
+from torchvision.models import MobileNetV2
 
-from finetune import model as models
+from finetune.averaging import Averaged
 from finetune.batches import Batches
 from finetune.counting import counted
 from finetune.device import configure, memory_format, move_to_device
@@ -23,6 +25,8 @@ from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
 from finetune.store import Split, Store
+from finetune.strategies import build_model, build_plan, check_options
+from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Plan
 from finetune.training import Step, train_epoch
 
@@ -57,25 +61,57 @@ def settings(threads: Sequence[int], batch_sizes: Sequence[int]) -> list[Setting
     ]
 
 
-def measure(
-    store: Store,
-    recipe: TrainingParams,
-    plan: Callable[[Any], Plan],
-    tried: Sequence[Setting],
-    rounds: int,
-) -> list[Measured]:
-    """Train a few steps of the recipe under each setting, in turn, `rounds` times; the fastest comes first.
+@dataclass(frozen=True)
+class Strategy:
+    """Whose training is measured: a variant of a plan, as params.yaml has it."""
 
-    Args:
-        plan: network -> the plan to train by.
+    name: str
+    plan: str
+    options: Mapping[str, Any]
+
+    def model(self, classes: int) -> MobileNetV2:
+        """The network that it trains, with what the plan adds; before any weights are loaded."""
+        return build_model(classes, 0, self.plan, self.options)
+
+    def plan_of(self, model: MobileNetV2, recipe: TrainingParams) -> Plan:
+        """As training adjusts it to the recipe."""
+        where = f"params.yaml: strategies.{self.name}"
+        return adjusted(model, build_plan(model, self.plan, self.options), recipe, where)
+
+
+def check(recipe: TrainingParams, strategy: Strategy) -> None:
+    """Work the strategy out, before anything is measured.
 
     Raises:
-        InputError: the recipe is for a GPU, or the store has fewer images than two batches.
+        InputError: the recipe is for a GPU; an option is not the plan's; recipe and plan exclude each other; or nothing
+            is trained step by step.
     """
     if recipe.device == "cuda":
         raise InputError(
             "calibrate: measures a CPU, found training.device cuda; `python -m benchmarks.gpu sweep` measures a GPU"
         )
+    check_options(strategy.name, strategy.plan, strategy.options)
+    with torch.device("meta"):
+        phase = strategy.plan_of(strategy.model(2), recipe).phases[-1]
+    if phase.solve is not None:
+        raise InputError(
+            f"calibrate: strategy '{strategy.name}' solves its head at once, so there are no steps to be measured; "
+            "name another baseline, as with --set study.baseline=NAME"
+        )
+
+
+def measure(
+    store: Store, recipe: TrainingParams, strategy: Strategy, tried: Sequence[Setting], rounds: int
+) -> list[Measured]:
+    """Train a few steps of a strategy under each setting, in turn, `rounds` times; the fastest comes first.
+
+    The steps are of the strategy's last phase, in which most is trained, without torch.compile. Features that training
+    would cache are computed anew, as computing them is what takes the time there.
+
+    Raises:
+        InputError: as `check`; or the store has fewer images than two batches.
+    """
+    check(recipe, strategy)
     split = store.split("train")
     if len(split) < 2 * max(setting.batch_size for setting in tried):
         raise InputError(f"{store.path}: {len(split)} training images are too few for two batches; try a smaller batch")
@@ -84,34 +120,41 @@ def measure(
     with counted("calibrate", rounds * len(tried), "trials") as advance:
         for _ in range(rounds):
             for setting in tried:
-                rates[setting].append(_rate(split, len(store.classes), recipe, plan, setting))
+                rates[setting].append(_rate(split, len(store.classes), recipe, strategy, setting))
                 advance(done := done + 1)
     found = [Measured(setting, tuple(values)) for setting, values in rates.items()]
     return sorted(found, key=lambda one: -one.rate)
 
 
-def _rate(split: Split, classes: int, recipe: TrainingParams, plan: Callable[[Any], Plan], setting: Setting) -> float:
+def _rate(split: Split, classes: int, recipe: TrainingParams, strategy: Strategy, setting: Setting) -> float:
     own = recipe.model_copy(update={**asdict(setting), "device": "cpu", "compile": "none"})
     configure(own)
-    model = models.build(classes, 0)
-    phase = plan(model).phases[-1]
+    model = strategy.model(classes)
+    plan = strategy.plan_of(model, own)
+    if plan.begin is not None:
+        plan.begin(model)
+    # What is measured anew as an epoch begins would weigh more in a few steps than in an epoch.
+    phase = replace(plan.phases[-1], scales=None)
     move_to_device(model, own)
-    optimizer = make_optimizer(model, phase, own)
+    with phase.penalty(model) if phase.penalty else nullcontext() as penalty:
+        averaged = Averaged(model, own.ema) if own.ema else None
+        step = Step(model, phase, make_optimizer(model, phase, own), own, penalty=penalty, averaged=averaged)
 
-    def epoch(steps: int) -> None:
-        rows = np.arange(steps * own.batch_size) % len(split)
-        part = Split(split.pixels, split.index[rows], split.labels[rows])
-        batches = Batches(part, own.image_size, own.batch_size, torch.device("cpu"), memory_format(own), own.crop_pct)
-        train_epoch(Step(model, phase, optimizer, own), batches, 0, 0, "calibrate")
+        def epoch(steps: int) -> None:
+            rows = np.arange(steps * own.batch_size) % len(split)
+            part = Split(split.pixels, split.index[rows], split.labels[rows])
+            cpu = torch.device("cpu")
+            batches = Batches(part, own.image_size, own.batch_size, cpu, memory_format(own), own.crop_pct)
+            train_epoch(step, batches, 0, 0, "calibrate")
 
-    epoch(1)
-    began = time.perf_counter()
-    epoch(_STEPS)
-    return _STEPS * own.batch_size / (time.perf_counter() - began)
+        epoch(1)
+        began = time.perf_counter()
+        epoch(_STEPS)
+        return _STEPS * own.batch_size / (time.perf_counter() - began)
 
 
-def write(params_file: Path, setting: Setting) -> None:
-    """Put a setting under `training` in params.yaml, whose comments and other values stay; atomically.
+def write(params_file: Path, setting: Setting, keys: Collection[str]) -> None:
+    """Put `keys` of a setting under `training` in params.yaml, whose comments and other values stay; atomically.
 
     Raises:
         InputError: the file cannot be written.
@@ -122,8 +165,7 @@ def write(params_file: Path, setting: Setting) -> None:
     content = yaml.load(params_file.read_text(encoding="utf-8"))
     section = content.setdefault("training", {}) if content.get("training") is not None else {}
     content["training"] = section
-    for key, value in asdict(setting).items():
-        section[key] = value
+    section.update({key: value for key, value in asdict(setting).items() if key in keys})
     aside = params_file.with_name(f".{params_file.name}.aside")
     try:
         with aside.open("w", encoding="utf-8") as file:

@@ -3,11 +3,13 @@
 import importlib
 import inspect
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torchvision.models import MobileNetV2
 
 from finetune import strategies
 from finetune.errors import InputError, suggest
@@ -25,7 +27,7 @@ class Strategy:
 
     name: str
     plan: str
-    options: Mapping[str, Any]  # of the plan, defaults included
+    options: Mapping[str, Any]  # of the plan, with those defaults that hold beside what was given
     line: str  # what the plan is
     paper: str  # authors, year, arXiv number; "" if there is none
     initialisation: str
@@ -84,16 +86,12 @@ def _worked_out(name: str, plan: str, options: Mapping[str, Any], recipe: Traini
         worked_out = strategies.build_plan(model, plan, options)
         worked_out = adjusted(model, worked_out, recipe, f"params.yaml: strategies.{name}")
         rows = audit(model, worked_out, recipe.lr, recipe.weight_decay)
+        all_options = _with_defaults(model, plan, options)
     module = importlib.import_module(f"finetune.strategies.{plan}")
-    defaults = {
-        key: option.default
-        for key, option in inspect.signature(module.plan).parameters.items()
-        if option.kind is option.KEYWORD_ONLY
-    }
     return Strategy(
         name=name,
         plan=plan,
-        options=defaults | dict(options),
+        options=all_options,
         line=(module.__doc__ or "").partition("\n")[0],
         paper=getattr(module, "PAPER", ""),
         initialisation=worked_out.initialisation,
@@ -101,3 +99,18 @@ def _worked_out(name: str, plan: str, options: Mapping[str, Any], recipe: Traini
         audit=rows,
         phases=phases(worked_out, recipe.epochs),
     )
+
+
+def _with_defaults(model: MobileNetV2, plan: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options and, in their order, the defaults of the others, but for those that the plan refuses beside them."""
+    function = importlib.import_module(f"finetune.strategies.{plan}").plan
+    found = {}
+    for key, option in inspect.signature(function).parameters.items():
+        if option.kind is option.KEYWORD_ONLY:
+            if key not in options:
+                try:
+                    function(model, **options, **{key: deepcopy(option.default)})  # a copy: as if it were given
+                except InputError:
+                    continue
+            found[key] = options.get(key, option.default)
+    return found

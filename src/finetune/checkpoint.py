@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from finetune.interruption import held
 
 FILE = "checkpoint.pt"
+DISK = 150e6  # bytes per second, as a hard disk writes: by it the first save is judged, before any was measured
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How often to save: `seconds` apart, and farther where that would take more than `share` of the time."""
+    """How often to save: `seconds` apart, and farther where all saves would take more than `share` of the time.
+
+    The time is that since this attempt began to train, validation and saves included: at every save that is made
+    because it is due, between two steps or after an epoch, the seconds of all of them so far are at most this share of
+    it, if this one takes as long as the last. The first is taken to take as long as its bytes do on a slow disk. One
+    that takes longer is made up for before the next. The share does not bound what must be written whatever it takes:
+    the state of a training that a signal ends, and the files of the finished run.
+    """
 
     seconds: float = 10.0
     share: float = 0.02
@@ -51,13 +60,19 @@ class Saver:
             timed: the context in which saving is counted.
         """
         self._work, self._fingerprint, self._state, self._pace, self._timed = work, fingerprint, state, pace, timed
-        self._last, self._took = time.monotonic(), 0.0
+        self._began = self._last = time.monotonic()
+        self._took: float | None = None  # seconds: the last save; before the first, what it may take
+        self._spent = 0.0  # seconds of all saves
         self.at = state.at  # how far what is saved is
 
     def when_due(self) -> None:
-        """Save if the last time is long enough ago; a signal waits for the end."""
-        apart = max(self._pace.seconds, self._took * (1 / self._pace.share - 1))
-        if time.monotonic() - self._last >= apart:
+        """Save if `Pace` allows it; a signal waits for the end."""
+        now = time.monotonic()
+        if now - self._last < self._pace.seconds:
+            return
+        if self._took is None:
+            self._took = size(self._state.content()) / DISK
+        if self._spent + self._took <= self._pace.share * (now - self._began + self._took):
             with held():
                 self._save()
 
@@ -74,6 +89,15 @@ class Saver:
         self.at = self._state.at
         self._last = time.monotonic()
         self._took = self._last - began
+        self._spent += self._took
+
+
+def size(content: Any) -> int:
+    """Bytes of all tensors in `content`, however deep."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(size, inner))
 
 
 def save(work: Path, fingerprint: str, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Ending a training that is told to: by SIGTERM, Ctrl-C or SIGHUP, or because the DVC that started it is gone.
+"""Ending a training that is told to: by SIGTERM, Ctrl-C or SIGHUP, or because what started it is gone.
 
 A run's state is saved only between the stretches in which it changes (a step, the end of an epoch): within `held`, a
 signal waits for the end of the stretch. Elsewhere it takes effect at once, as `Interrupted`.
@@ -6,16 +6,17 @@ signal waits for the end of the stretch. Elsewhere it takes effect at once, as `
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from finetune.starter import Starter, find
 
 PATIENCE = 6.0  # seconds from the signal in which the step must end and the checkpoint be saved
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "ash", "fish"}
 
 
 class Interrupted(SystemExit):
@@ -34,7 +35,7 @@ class _Now:
     received: int | None = None
     held = False
     over = False
-    parents: tuple[tuple[int, int], ...] = ()
+    starter: Starter | None = None
 
 
 @contextmanager
@@ -49,8 +50,8 @@ def handled() -> Iterator[None]:
     alarm = signal.signal(signal.SIGALRM, _out_of_time)
     for number in ours:
         signal.signal(number, _receive)
-    end_with_dvc()
     try:
+        end_with_starter()
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -88,30 +89,38 @@ def finishing() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise `Interrupted` if a signal waits, or DVC is gone."""
-    if _Now.received is None and not all(_parent(pid) == parent for pid, parent in _Now.parents):
+    """Raise `Interrupted` if a signal waits, or what started this process is gone."""
+    if _Now.received is None and _Now.starter is not None and _Now.starter.left():
         _Now.received = signal.SIGTERM
     if _Now.received is not None:
         raise Interrupted(_Now.received)
 
 
-def end_with_dvc() -> None:
-    """Have this process end as by SIGTERM once the DVC that runs it as a stage is gone.
+def end_with_starter() -> None:
+    """Have this process end as by SIGTERM once what started it is gone, as it would work on unseen, beside whatever the
+    next one starts.
 
-    DVC passes no signal on: its stage would work on unseen, beside whatever the next `dvc repro` starts.
+    Raises:
+        Interrupted: it is gone already.
     """
-    if "DVC_STAGE" not in os.environ or _Now.parents:
+    if _Now.starter is not None:
         return
-    # DVC starts a stage through a shell: bash and zsh become the stage's process, dash stays between the two.
-    links = [(os.getpid(), os.getppid())]
-    while _name(links[-1][1]) in _SHELLS:
-        links.append((links[-1][1], _parent(links[-1][1])))
-    _Now.parents = tuple(links)
-    threading.Thread(target=_watch, daemon=True).start()
+    found = find()
+    if found is None:
+        return
+    if found.gone() or found.adopted():
+        with suppress(OSError):  # whoever listened may be gone
+            print("finetune: what started this process is gone; it ends before it begins", file=sys.stderr, flush=True)
+        _Now.received = signal.SIGTERM
+        raise Interrupted(signal.SIGTERM)
+    _Now.starter = found
+    threading.Thread(target=_watch, args=(found,), daemon=True).start()
 
 
-def _watch() -> None:
-    while all(_parent(pid) == parent for pid, parent in _Now.parents):
+def _watch(found: Starter) -> None:
+    # Else this thread may be given two that come together, and the main thread, which handles them, sleeps on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    while not found.gone():
         time.sleep(0.5)
     if _Now.received is None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -131,22 +140,3 @@ def _receive(number: int, _: FrameType | None) -> None:
 def _out_of_time(*_: object) -> None:
     if _Now.held and _Now.received is not None:
         raise Interrupted(_Now.received, torn=True)
-
-
-def _parent(pid: int) -> int:
-    """The process that started `pid`; 0 where that cannot be told."""
-    return os.getppid() if pid == os.getpid() else int((_stat(pid)[1].split() or ["", "0"])[1])
-
-
-def _name(pid: int) -> str:
-    return _stat(pid)[0]
-
-
-def _stat(pid: int) -> tuple[str, str]:
-    """A process's name, and what Linux tells of it after that; both empty elsewhere, and when it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "", ""
-    begin, _, rest = text.rpartition(")")
-    return begin.partition("(")[2], rest

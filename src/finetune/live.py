@@ -42,7 +42,7 @@ class Live:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if kind is not None:
             if issubclass(kind, KeyboardInterrupt | SystemExit):
-                self._in_time(lambda: self._guard(lambda: self._fail("KILLED")))
+                self._in_time(lambda: self._guard(lambda: self._fail("KILLED")), _PATIENCE, "what was trained is saved")
             else:
                 self._guard(lambda: self._fail("FAILED"))
 
@@ -59,9 +59,16 @@ class Live:
         """An epoch is done; `row` is keyed as the columns of curves.csv."""
         self._guard(lambda: self._send(row))
 
-    def finished(self) -> None:
-        """The training is whole; its run takes the place of earlier ones of the same data set, strategy and seed."""
-        self._guard(self._finish)
+    def finished(self, at_most: float | None = None) -> None:
+        """The training is whole; its run takes the place of earlier ones of the same data set, strategy and seed.
+
+        Args:
+            at_most: seconds to wait for the server, where no signal ends the waiting; None for as long as it takes.
+        """
+        if at_most is None:
+            self._guard(self._finish)
+        else:
+            self._in_time(lambda: self._guard(self._finish), at_most, "the run is whole")
 
     def completed(self, send: Callable[[], None]) -> None:
         """The run is evaluated too; `send` sends what is lacking, tried also after an earlier failure."""
@@ -83,13 +90,13 @@ class Live:
         except Exception as error:
             self._say(error, "training goes on")
 
-    def _in_time(self, action: Callable[[], None]) -> None:
+    def _in_time(self, action: Callable[[], None], at_most: float, state: str) -> None:
         """Do it, but leave a server that does not answer alone: whoever sent the signal may send SIGKILL next."""
         thread = threading.Thread(target=action, daemon=True)
         thread.start()
-        thread.join(_PATIENCE)
+        thread.join(at_most)
         if thread.is_alive():
-            self._say(TimeoutError("no answer in time"), "what was trained is saved")
+            self._say(TimeoutError("no answer in time"), state)
 
     def _say(self, error: Exception, state: str) -> None:
         if not self._given_up:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetune.recipe import TrainingParams
+from finetune.resampling import send
 
 Targets = Sequence[tuple[Tensor, float]]  # label vectors and their weights, which add up to 1
 
@@ -34,7 +35,7 @@ def mixed(
     paste = generator.random() < (0.5 if recipe.mixup > 0 and recipe.cutmix > 0 else float(recipe.cutmix > 0))
     alpha = recipe.cutmix if paste else recipe.mixup
     weight = float(generator.beta(alpha, alpha))
-    others = torch.from_numpy(generator.permutation(len(labels))).to(labels.device)
+    others = send(generator.permutation(len(labels)), labels.device)
     if paste:
         height, width = images.shape[-2:]
         top, left, bottom, right = box(height, width, 1 - weight, generator.random(), generator.random())

@@ -13,8 +13,9 @@ def filled(value: Any) -> Any:
 class Section(BaseModel):
     """A section of params.yaml."""
 
-    # Strict: the text "5" is no number. YAML has lists where we have tuples, so those alone are converted.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Strict: the text "5" is no number. YAML has lists where we have tuples, so those alone are converted. Its .inf and
+    # .nan are no numbers to train by.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     _null = model_validator(mode="before")(filled)
 

@@ -22,8 +22,8 @@ def schedule(chosen: ScheduleParams) -> str:
     if chosen.name == "exponential":
         words += f", {chosen.gamma:g} an epoch"
     elif chosen.name == "step":
-        words += f", {chosen.gamma:g} every {_epochs(chosen.every)}"
-    return words + (f", with {_epochs(chosen.warmup_epochs)} of warm-up" if chosen.warmup_epochs else "")
+        words += f", {chosen.gamma:g} every {epochs(chosen.every)}"
+    return words + (f", with {epochs(chosen.warmup_epochs)} of warm-up" if chosen.warmup_epochs else "")
 
 
 def extras(recipe: TrainingParams) -> list[str]:
@@ -35,7 +35,7 @@ def extras(recipe: TrainingParams) -> list[str]:
         f"averaged weights (EMA {recipe.ema:g})": recipe.ema,
         f"steps of {recipe.accumulation} batches": recipe.accumulation > 1,
         f"BatchNorm {recipe.bn}": recipe.bn,
-        f"the head alone for {_epochs(recipe.freeze_epochs)}": recipe.freeze_epochs,
+        f"the head alone for {epochs(recipe.freeze_epochs)}": recipe.freeze_epochs,
         "frozen layers that keep little": recipe.lean_backward,
         "activation checkpointing": recipe.activation_checkpointing,
     }
@@ -55,5 +55,11 @@ def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
             yield f"{prefix}.{key}", value
 
 
-def _epochs(n: float) -> str:
+def solver() -> str:
+    """What finds the head at once, in the place of an optimizer."""
+    return "L-BFGS"
+
+
+def epochs(n: float) -> str:
+    """How many, in words."""
     return f"{n:g} epoch{'' if n == 1 else 's'}"

@@ -35,7 +35,8 @@ def section(comparison: Mapping[str, Any], folder: Path) -> str:
         "## Cost",
         markdown((*head, *(cell for column in columns for cell in (column, "×"))), relative, words=2),
         f"×: relative to `{baseline}`. Mean ± standard deviation over n seeds, as measured on the machine that "
-        "trained. Trainable: in any phase. Kept for backward: by autograd, of one batch, in the greediest phase. "
+        "trained. Trainable: in any phase. Kept for backward: by autograd, of one batch, in the greediest phase; with "
+        "what a penalty keeps, and of the pass that measures rates, where there is one that keeps more. "
         "Seconds: of training and validation.",
         pictures.accuracy_over_cost(comparison, folder),
         markdown((*head, *rates_head), measured, words=2),

@@ -65,9 +65,15 @@ def strategies(params: Params, comparison: Mapping[str, Any], folder: Path) -> s
 def _optimizers(params: Params, comparison: Mapping[str, Any]) -> str:
     """The baseline's optimizer on the first data set, and what has another one."""
     known, study = pictures.titles(comparison), comparison["study"]
+    stepped = {row["strategy"] for row in comparison["audits"] if "solve" not in row["adds"].split()}
     users: dict[str, list[str]] = {}
     for name in (study["baseline"], *study["strategies"]):
-        chosen = {one: recipe_words.optimizer(params.training_for(one, name).optimizer) for one in known}
+        chosen = {
+            one: recipe_words.optimizer(params.training_for(one, name).optimizer)
+            if name in stepped
+            else recipe_words.solver()
+            for one in known
+        }
         for words in dict.fromkeys(chosen.values()):
             sets = [known[one] for one in known if chosen[one] == words]
             user = f"`{name}`" if len(sets) == len(known) else f"`{name}` on {' and '.join(sets)}"

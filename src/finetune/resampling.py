@@ -1,18 +1,23 @@
 """Antialiased bilinear resizing of many images of different sizes at once, as two batched matrix products.
 
 Cropping, resizing and mirroring are linear and separable, so a view of an image is `rows @ image @ columns.T`, with a
-small matrix of filter weights for each of the two axes. On a GPU that is a handful of kernels for a whole batch,
-whatever the images' sizes. The filter is torchvision's and Pillow's (a triangle as wide as the reduction), computed
-in floating point where they round the weights and the half-way result: a pixel differs by a level or two of 255.
+small matrix of filter weights for each of the two axes. On a GPU that is 21 kernels for a whole batch, whatever the
+images' sizes, and 23 where a crop reaches beyond its image: 7 work out places and filter centres, which is next to
+nothing; 7 make the weights, of both axes at once; the rest gather, multiply twice and round. A batch that would take
+too much memory goes in several parts. The filter is torchvision's and Pillow's (a triangle as wide as the reduction),
+computed in floating point where they round the weights and the half-way result: a pixel differs by a level or two of
+255.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_AT_ONCE = 128  # images; bounds the memory of the gathered pixels
+_AT_ONCE = 2**27  # gathered pixels and weights in one go; bounds its memory, some 20 bytes each
+_FAR = 1e9  # pixels
 _ALIGN = 16  # pixels; a GPU multiplies rows of other lengths at a fraction of its speed
 
 
@@ -53,64 +58,85 @@ def evaluation_axes(sizes: np.ndarray, image_size: int, short: int) -> tuple[Axi
 class Views:
     """Views of images in one flat array, worked out on the host and held where the pixels are."""
 
-    def __init__(self, index: np.ndarray, axes: tuple[Axis, Axis], flips: np.ndarray | None, device: torch.device):
+    def __init__(
+        self, index: np.ndarray, axes: tuple[Axis, Axis], flips: np.ndarray | None, size: int, device: torch.device
+    ):
         """Send the views to `device`.
 
         Args:
             index: int64, views x 3: offset into the flat array (bytes), height, width of the image.
             flips: bool, views: which are mirrored left to right; None: none is.
+            size: of the views, in pixels.
         """
-        down, across = axes
-        flips = np.zeros(len(index), bool) if flips is None else flips
-        columns = [index[:, 0] // 3, index[:, 1], index[:, 2], flips]
-        columns += [down.starts, down.lengths, down.offsets, across.starts, across.lengths, across.offsets]
-        self._whole = send(np.stack(columns, 1).astype(np.int64), device)
-        self._scales = send(np.stack([down.scales, across.scales], 1).astype(np.float32), device)
-        self._extents = np.stack([down.lengths, across.lengths], 1)
+        starts, lengths, scales, offsets = (
+            np.stack([getattr(axis, name) for axis in axes], 1) for name in ("starts", "lengths", "scales", "offsets")
+        )
+        mirrored = np.zeros((len(index), 2), bool)
+        if flips is not None:
+            mirrored[:, 1] = flips
+        # A mirrored view is sampled from its last pixel to its first; negated twice, so that no bit moves.
+        shifts, steps = np.where(mirrored, -(offsets + size), offsets), np.where(mirrored, -scales, scales)
+        numbers = np.stack([shifts, steps, np.maximum(scales, 1)], 1)
+        whole = [index[:, :1] // 3, index[:, 2:], starts, lengths, index[:, 1:] - 1]
+        self._numbers = send(numbers.astype(np.float32), device)  # views x 3 x axes
+        self._whole = send(np.concatenate(whole, 1).astype(np.int64), device)
+        self._extents, self._size = lengths, size
+        self._black = bool(((starts < 0) | (starts + lengths > index[:, 1:])).any())  # some look beyond their image
 
-    def resample(self, pixels: Tensor, rows: slice, size: int, exact: bool) -> Tensor:
+    def resample(self, pixels: Tensor, rows: slice, exact: bool) -> Tensor:
         """The views `rows`.
 
         Args:
             pixels: uint8, flat: image after image, each height x width x 3.
-            size: of the result, in pixels.
             exact: multiply in float32; else in float16, which is off by up to 0.2 levels before rounding.
 
         Returns:
-            float32 of whole numbers 0 to 255, N x 3 x size x size.
+            Whole numbers 0 to 255 in float32, or in float16 where not `exact`, N x 3 x size x size.
         """
         start, stop, _ = rows.indices(len(self._extents))
-        out = torch.empty((stop - start, 3, size, size), device=pixels.device)
-        for begin in range(start, stop, _AT_ONCE):
-            part = slice(begin, min(begin + _AT_ONCE, stop))
-            out[part.start - start : part.stop - start] = self._part(pixels.view(-1, 3), part, size, exact)
-        return out.round_().clamp_(0, 255)
+        tall, wide = (-(-int(most) // _ALIGN) * _ALIGN for most in self._extents[start:stop].max(0))
+        each = max(1, _AT_ONCE // (tall * wide + 2 * self._size * max(tall, wide)))
+        made = [
+            self._part(pixels.view(-1, 3), slice(begin, min(begin + each, stop)), tall, wide, exact)
+            for begin in range(start, stop, each)
+        ]
+        lines = made[0] if len(made) == 1 else torch.cat(made)
+        return lines.round_().clamp_(0, 255).view(-1, self._size, 3, self._size).transpose(1, 2)
 
-    def _part(self, triples: Tensor, part: slice, size: int, exact: bool) -> Tensor:
-        number = torch.float32 if exact else torch.float16
-        tall, wide = (-(-int(most) // _ALIGN) * _ALIGN for most in self._extents[part].max(0))
-        whole, scales = self._whole[part], self._scales[part]
-        first, height, width, flips = whole[:, :4].unbind(1)
-        rows, row_weights = _filter(whole[:, 4:7], scales[:, 0], height, size, tall)
-        columns, column_weights = _filter(whole[:, 7:], scales[:, 1], width, size, wide)
-        column_weights = torch.where(flips.bool()[:, None, None], column_weights.flip(1), column_weights)
-        places = (first[:, None] + rows * width[:, None])[:, :, None] + columns[:, None, :]
-        gathered = triples[places].permute(0, 3, 1, 2).to(number, memory_format=torch.contiguous_format)
-        narrowed = gathered.view(-1, 3 * tall, wide) @ column_weights.to(number).transpose(1, 2)
-        return (row_weights.to(number)[:, None] @ narrowed.view(-1, 3, tall, size)).float()
+    def _part(self, triples: Tensor, part: slice, tall: int, wide: int, exact: bool) -> Tensor:
+        """N x size x (3 x size): line by line, each in red, green and blue."""
+        number, size = torch.float32 if exact else torch.float16, self._size
+        first, width, starts, lengths, last = self._whole[part].split([1, 1, 2, 2, 2], 1)
+        taps, middles = _counted(max(tall, wide), triples.device)
+        positions = starts[:, :, None] + taps
+        inside = positions.clamp(taps[0], last[:, :, None])
+        shown = inside == positions if self._black else None
+        # What is no part of the view is put so far away that it weighs nothing.
+        distant = torch.add(middles, taps >= lengths[:, :, None], alpha=_FAR)
+        weights = _filter(self._numbers[part], distant, shown, size, number)
+        places = torch.addcmul(first, inside[:, 0, :tall], width)[:, :, None] + inside[:, 1, None, :wide]
+        gathered = triples[places].transpose(2, 3).to(number, memory_format=torch.contiguous_format)
+        narrowed = torch.bmm(gathered.view(-1, tall * 3, wide), weights[:, 1, :, :wide].transpose(1, 2))
+        return torch.bmm(weights[:, 0, :, :tall], narrowed.view(-1, tall, 3 * size))
 
 
-def _filter(axis: Tensor, scales: Tensor, extent: Tensor, size: int, taps: int) -> tuple[Tensor, Tensor]:
-    """Source positions (int64, views x taps, within the image) and weights (float32, views x size x taps)."""
-    starts, lengths, offsets = axis.unbind(1)
-    tap = torch.arange(taps, device=starts.device)
-    centres = (torch.arange(size, device=starts.device) + offsets[:, None] + 0.5) * scales[:, None]
-    distances = (tap + 0.5 - centres[:, :, None]) / scales.clamp(min=1)[:, None, None]
-    weights = (1 - distances.abs()).clamp(min=0) * (tap < lengths[:, None])[:, None, :]
-    weights = weights / weights.sum(2, keepdim=True)
-    positions = starts[:, None] + tap
-    black = (positions < 0) | (positions >= extent[:, None])
-    return torch.minimum(positions.clamp(min=0), extent[:, None] - 1), weights * ~black[:, None, :]
+def _filter(numbers: Tensor, taps: Tensor, shown: Tensor | None, size: int, number: torch.dtype) -> Tensor:
+    """Weights of the source pixels, views x axes x size x taps, of type `number`."""
+    shifts, steps, reaches = numbers[..., None].unbind(1)
+    centres = (_counted(size, numbers.device)[1] + shifts) * steps
+    distances = (taps[:, :, None] - centres[..., None]).div_(reaches[..., None]).abs_()
+    weights = (1 - distances).clamp_(min=0)
+    sums = weights.sum(3, keepdim=True)
+    if shown is not None:
+        weights.mul_(shown[:, :, None])
+    return torch.div(weights, sums, out=torch.empty_like(weights, dtype=number))
+
+
+@cache
+def _counted(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """0, 1, 2 and so on, int64, and the middles of such pixels, float32; made once, as each would be a kernel."""
+    counted = torch.arange(length, device=device)
+    return counted, counted + 0.5
 
 
 def send(array: np.ndarray, device: torch.device) -> Tensor:

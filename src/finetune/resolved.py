@@ -12,7 +12,7 @@ from finetune.device import resolve_device
 from finetune.errors import InputError
 from finetune.params import Params, TrainingParams
 from finetune.store import Split, Store, open_store
-from finetune.strategies import build_model, build_plan, check_options
+from finetune.strategies import adapts, build_model, build_plan, check_options
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Plan, audit
 from finetune.study import Layout, Run, fingerprint, run_key
@@ -78,13 +78,21 @@ def check_strategies(params: Params) -> None:
         InputError: an option is not the plan's, its parameter groups are not total, or plan and recipe exclude each
             other.
     """
+    with torch.device("meta"):
+        plain = models.build(2, 0)
     for strategy in params.study.strategies:
         plan, options = params.plan_for(strategy), params.strategies[strategy].options
         check_options(strategy, plan, options)
-        with torch.device("meta"):
-            model = build_model(2, 0, plan, options)
+        model = plain
+        if adapts(plan):
+            with torch.device("meta"):
+                model = build_model(2, 0, plan, options)
+        seen: list[TrainingParams] = []
         for dataset in params.study.datasets:
             recipe = params.training_for(dataset, strategy)
+            if recipe in seen:
+                continue
+            seen.append(recipe)
             where = f"params.yaml: strategies.{strategy} on {dataset}"
             audit(
                 model, adjusted(model, build_plan(model, plan, options), recipe, where), recipe.lr, recipe.weight_decay

@@ -6,15 +6,17 @@ Only a head start: whatever fails or is left out here, the `dvc repro` that foll
 
 import os
 import re
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+
+from finetune import dvc_process
 
 _MOST = 4  # at once: each loads PyTorch, and they take turns at DVC's lock
 _TRIES = 3  # where another process held that lock for too long
+_GLANCE = 0.5  # seconds; two signals at once may both go to another thread, and this one, which handles them, waits on
 _STARTING = re.compile(r"^Running stage 'train@(.+)':", re.MULTILINE)
 _LEADING_TO_ONE = re.compile(r"^Running stage '(prepare|backbone|plan|train)\b", re.MULTILINE)
 _NOISE = re.compile(r"^(> |Running stage |Updating lock file|To track the changes|\s*git add|To enable auto staging|$)")
@@ -33,13 +35,12 @@ def out_of_date(root: Path, dvc: Sequence[str], environment: dict[str, str]) -> 
     """
 
     def dry() -> subprocess.CompletedProcess[str]:
-        command = [*dvc, "repro", "--dry"]
-        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        return dvc_process.run([*dvc, "repro", "--dry"], root, environment, subprocess.PIPE, subprocess.PIPE)
 
     first = dry()  # does not tell that a training will follow, as long as what it depends on is not made anew
     if first.returncode == 0 and not _LEADING_TO_ONE.search(first.stdout):
         return []
-    ready = subprocess.run([*dvc, "repro", "prepare", "backbone", "plan"], cwd=root, env=environment, check=False)
+    ready = dvc_process.run([*dvc, "repro", "prepare", "backbone", "plan"], root, environment)
     # A dry run stops at the first evaluation whose run is not there, after all trainings.
     return [] if ready.returncode else _STARTING.findall(dry().stdout)
 
@@ -57,18 +58,20 @@ def train(
     working = _Working()
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            for done in [pool.submit(working.run, [*dvc, "repro", "-s"], c, root, environment, say) for c in cells]:
-                done.result()
+            left = {pool.submit(working.run, [*dvc, "repro", "-s"], c, root, environment, say) for c in cells}
+            while left:
+                done, left = wait(left, _GLANCE, FIRST_COMPLETED)
+                for each in done:
+                    each.result()
         finally:
             working.stop()
 
 
 class _Working:
-    """The DVC processes that are under way."""
+    """Cells that are trained, until it is told to stop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._processes: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
     def run(
@@ -79,30 +82,31 @@ class _Working:
             with self._lock:
                 if self._stopped:
                     return
-                process = subprocess.Popen(
+                process = dvc_process.start(
                     [*command, f"train@{cell}", f"evaluate@{cell}"],
-                    cwd=root,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    start_new_session=True,
+                    root,
+                    environment,
+                    subprocess.PIPE,
+                    subprocess.STDOUT,
                 )
-                self._processes.add(process)
             busy = False
-            for line in process.stdout or ():
-                busy = busy or "lock" in line.lower()
-                if not _NOISE.match(line):
-                    say(line.rstrip())
-            failed = process.wait()
-            with self._lock:
-                self._processes.discard(process)
+            try:
+                for line in process.stdout or ():
+                    busy = busy or "lock" in line.lower()
+                    if not _NOISE.match(line):
+                        say(line.rstrip())
+            except OSError:  # nobody listens any more
+                self.stop()
+                raise
+            finally:
+                failed = process.wait()
+                dvc_process.ended(process)
             if not (failed and busy):
                 return
 
     def stop(self) -> None:
         """Interrupt what still runs, DVC and the training beneath it, as Ctrl-C would."""
         with self._lock:
-            self._stopped = True
-            for process in self._processes:
-                os.killpg(process.pid, signal.SIGINT)
+            if not self._stopped:
+                self._stopped = True
+                dvc_process.interrupt()

@@ -1,5 +1,7 @@
 """Where a run stands: all that the rest of its training depends on, between any two steps."""
 
+import resource
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +54,7 @@ class Progress:
     kept: int = 0  # the epoch whose weights are kept, from 1
     kept_state: dict[str, Tensor] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)  # by the clock's phase, over all attempts
+    peak_memory: int = 0  # bytes: that of the earlier attempt that had most
 
     @property
     def train_seconds(self) -> float:
@@ -113,13 +116,22 @@ class State:
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         assert self.optimizer is not None
+        peak = max(self.progress.peak_memory, peak_memory(self._device.type))
         return {
-            "progress": vars(self.progress),
+            "progress": vars(self.progress) | {"peak_memory": peak},
             "part": self.part.content(self._device),
-            "model": self.model.state_dict(),
+            "model": self.averaged.network() if self.averaged else self.model.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else {},
             "optimizer": self.optimizer.state_dict(),
         }
+
+
+def peak_memory(device: str) -> int:
+    """Bytes that this process had at most so far: allocated on the GPU, else resident."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
 def _better(row: Row, best: Row) -> bool:

@@ -191,7 +191,9 @@ def train_epoch(
         part.restore_generators(train.device)
     else:
         if phase.scales is not None:
-            set_scales(step.optimizer, phase.scales(model.eval(), train.training(recipe.augmentation, seed, epoch)))
+            first_batches = train.training(recipe.augmentation, seed, epoch)
+            at_precision = partial(autocast, train.device, recipe.precision)
+            set_scales(step.optimizer, phase.scales(model.eval(), first_batches, at_precision))
         torch.manual_seed(_epoch_seed(seed, epoch))  # dropout
     set_modes(model, phase)
     batches = (clock or Clock()).waits(

@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
-from finetune import data_file, datasets, sample_remote, side_by_side
+from finetune import agreement, data_file, datasets, dvc_process, lock_file, sample_remote, side_by_side
 from finetune.errors import InputError
 from finetune.params import Params
 from finetune.study import Layout, Run, anchor, dataset_of, runs
@@ -24,16 +25,19 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
     """Pull what archives are missing, `dvc repro`, track, register; then the table and where to look.
 
     Raises:
-        InputError: a step failed; the steps before it are done and need not be repeated.
+        InputError: a strategy does not go with its recipe, a step failed, or another of these is at work here; the
+            steps before it are done and need not be repeated.
     """
+    agreement.check(params, layout.root)  # before hours are spent on those cells that can be trained
     # Each training makes a run of its own, also when this process is in a run of `mlflow run`.
     os.environ.pop("MLFLOW_RUN_ID", None)
     sample_remote.check(layout.root, layout.root / data_file.NAME)
-    # Not only the study's: `dvc repro` wants all that data.dvc lists.
-    pull_archives(layout, {*data_file.outs(layout.root), *(f"data/{name}" for name in params.study.datasets)})
-    before = _lock_state(layout.root)
-    _head_start(params, layout, say)
-    code = _dvc("repro", cwd=layout.root)
+    with dvc_process.alone(layout.root, say):
+        lock_file.mend(layout.root, say)
+        # Not only the study's: `dvc repro` wants all that data.dvc lists.
+        pull_archives(layout, {*data_file.outs(layout.root), *(f"data/{name}" for name in params.study.datasets)})
+        before = _lock_state(layout.root)
+        code = _reproduce(params, layout, say)
     sample_remote.check(layout.root, layout.root / data_file.NAME)  # `dvc repro` wrote the hashes of what lies there
     if code:
         raise InputError(
@@ -55,6 +59,19 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
     say(f"predict: finetune predict {params.study.datasets[0]} IMAGE …")
 
 
+def _reproduce(params: Params, layout: Layout, say: Say) -> int:
+    """Run what is out of date; returns DVC's exit code. However that ends, dvc.lock can be read afterwards."""
+    code = -1
+    try:
+        _head_start(params, layout, say)
+        code = _dvc("repro", cwd=layout.root)
+    finally:
+        if code:
+            with suppress(OSError):  # whoever listened may be gone
+                lock_file.mend(layout.root, say)
+    return code
+
+
 def _head_start(params: Params, layout: Layout, say: Say) -> None:
     """Train what is out of date side by side, where the runs are for a CPU and leave cores to each other."""
     recipes = [params.training_for(run.dataset, run.strategy) for run in runs(params)]
@@ -66,14 +83,13 @@ def _head_start(params: Params, layout: Layout, say: Say) -> None:
     if len(cells) < 2:
         return
     from finetune.device import resolve_device  # PyTorch is needed only now
-    from finetune.resolved import check_strategies
 
-    check_strategies(params)  # before the first of them is trained
     if all(resolve_device(recipe.device) == "cpu" for recipe in recipes):
         side_by_side.train(cells, at_once, layout.root, command, environment, say)
+        lock_file.mend(layout.root, say)
 
 
-def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layout, Path]:
+def run_alone(params: Params, run: Run, device: str | None = None, began: float | None = None) -> tuple[Layout, Path]:
     """Train, evaluate and track one run outside DVC, pulling and preparing what is missing.
 
     It is written under `.finetune/runs/<run id>/`; what an interrupted one has trained is gone on with, also by a run
@@ -82,6 +98,8 @@ def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layo
 
     Args:
         device: auto, cpu or cuda; None for what params.yaml says.
+        began: when the command began, of time.monotonic(); None for now. Start-up is all from there to the first batch,
+            so pulling and preparing are in it, where this run is the one that has to do them.
 
     Returns:
         The run's own layout, and its folder.
@@ -90,6 +108,7 @@ def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layo
     from finetune.live import Live
     from finetune.training import Listener
 
+    began = time.monotonic() if began is None else began
     root = anchor()
     pull_archives(Layout(root), [f"data/{run.dataset}"])
     own = root / ".finetune" / "runs" / (os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex)
@@ -97,7 +116,7 @@ def run_alone(params: Params, run: Run, device: str | None = None) -> tuple[Layo
     prepared = resolved.resolve(params, layout, run, device)
     with Live(params, side=True) as live:
         listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
-        place = stages.train(prepared, layout, (listener,), keep=True)
+        place = stages.train(prepared, layout, (listener,), began=began, keep=True)
         live.finished()
         interruption.check()
     stages.evaluate(layout, run)
@@ -162,7 +181,7 @@ def _dvc(*words: str, cwd: Path) -> int:
     """Run DVC as a program of its own; its output is the user's. Returns its exit code."""
     command, environment = _dvc_command()
     sys.stdout.flush()
-    return subprocess.run([*command, *words], cwd=cwd, env=environment, check=False).returncode
+    return dvc_process.run([*command, *words], cwd, environment).returncode
 
 
 def _dvc_command() -> tuple[list[str], dict[str, str]]:

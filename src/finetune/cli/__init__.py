@@ -5,23 +5,29 @@ as a whole, `actions` the rest. Heavy imports happen inside the commands, so tha
 """
 
 import errno
+import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
+from finetune import interruption
 from finetune.errors import InputError, suggest
 
 BEGAN = time.monotonic()  # when the command began
+_UNWINDING = 20.0  # seconds
 
 
 class _Group(click.Group):
-    """Bad input is one sentence on stderr and exit code 2; SIGTERM unwinds as an exit, so that runs end honestly."""
+    """Bad input is one sentence on stderr and exit code 2; SIGTERM and SIGHUP unwind as an exit, so that runs end
+    honestly, and so does the end of what started the command.
+    """
 
     group_class = type  # groups below this one are such groups, too
 
@@ -30,7 +36,10 @@ class _Group(click.Group):
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, _unwind)
+        interruption.end_with_starter()
         with _one_sentence():
             return super().invoke(ctx)
 
@@ -40,6 +49,19 @@ class _Group(click.Group):
         if args[0] not in self.commands and not args[0].startswith("-"):
             raise InputError(f"`{ctx.command_path}` has no command '{args[0]}'; {suggest(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
+
+
+class _Unwinding:
+    """When a signal last had the process end."""
+
+    since = -math.inf
+
+
+def _unwind(number: int, _: FrameType | None) -> None:
+    """Exit; a second signal, such as a closed terminal sends, must not break off what ends things in order."""
+    if time.monotonic() - _Unwinding.since > _UNWINDING:
+        _Unwinding.since = time.monotonic()
+        sys.exit(128 + number)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from finetune import interruption
-from finetune.cli import check_dataset, cli, load, reads_params, which_run
+from finetune.cli import BEGAN, check_dataset, cli, load, reads_params, which_run
 from finetune.errors import InputError
 from finetune.imports import uncollected
 
@@ -73,7 +73,7 @@ def run(
         studies.check_run(params, dataset, strategy)
         resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
         one = studies.Run(dataset, strategy, seed)
-        layout, place = workflow.run_alone(params, one, device)
+        layout, place = workflow.run_alone(params, one, device, BEGAN)
     test = runs.read_json(layout.evaluation(one) / runs.METRICS)["test"]
     click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")
 

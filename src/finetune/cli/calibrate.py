@@ -3,11 +3,15 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from finetune.cli import check_dataset, cli, load, reads_params
 from finetune.errors import InputError
+
+if TYPE_CHECKING:
+    from finetune.params import Params
 
 
 @cli.command()
@@ -24,45 +28,56 @@ def calibrate(
     params_file: Path,
     overrides: tuple[str, ...],
 ) -> None:
-    """Measure precision, memory format, threads and batch size, and write the fastest into params.yaml.
+    """Measure precision, memory format and threads, and write the fastest into params.yaml.
 
     On the prepared DATASET (default: the study's first), at its image size, by the baseline's recipe. The numbers of
-    runs depend on these settings: changing them trains anew.
+    runs depend on these settings: changing them trains anew. The batch size stays, as it changes what is learnt: other
+    sizes are tried, and written, where --batch names them.
     """
     from finetune import calibration
     from finetune.store import open_store
-    from finetune.strategies import build_plan
 
     params, layout = load(params_file, overrides)
     name = dataset or params.study.datasets[0]
     check_dataset(params, name)
     baseline = params.study.baseline
     recipe = params.training_for(name, baseline)
-    plan, options = params.plan_for(baseline), params.strategies[baseline].options
+    strategy = calibration.Strategy(baseline, params.plan_for(baseline), params.strategies[baseline].options)
+    calibration.check(recipe, strategy)
+    written = ["precision", "memory_format", "threads", *(["batch_size"] if batches else [])]
+    if not dry_run:
+        _check_effect(params, params_file, name, written)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = sorted({1, max(1, cores // 2), cores})
     tried = calibration.settings(threads, batches or (recipe.batch_size,))
-    measured = calibration.measure(
-        open_store(layout.store(name)), recipe, lambda model: build_plan(model, plan, options), tried, rounds
-    )
+    measured = calibration.measure(open_store(layout.store(name)), recipe, strategy, tried, rounds)
     click.echo(f"{name}, {recipe.image_size} px, {baseline}, {cores} cores, medians of {rounds} rounds in turn:")
     for one in measured:
         values = "  ".join(f"{key} {value}" for key, value in asdict(one.setting).items())
         click.echo(f"{one.rate:9.1f} images/s  ({min(one.rates):.1f} to {max(one.rates):.1f})  {values}")
+    if recipe.compile != "none":
+        click.echo(f"without torch.compile, which would take minutes a setting; training.compile is {recipe.compile}")
+    if not batches:
+        click.echo(
+            f"other batch sizes than {recipe.batch_size} were not tried, as they change what is learnt; --batch tries "
+            "the ones it names"
+        )
     if dry_run:
         return
-    overriding = {
-        f"{kind}.{owner}.training.{key}"
-        for kind, owner, own in (
-            ("datasets", name, params.datasets[name].training),
-            ("strategies", baseline, params.strategies[baseline].training),
-        )
-        for key in own.keys() & asdict(measured[0].setting).keys()
-    }
-    if overriding:
-        raise InputError(
-            f"{params_file}: {min(overriding)} stands over `training`, so what is written there would have no effect; "
-            "remove it, or write the values above by hand"
-        )
-    calibration.write(params_file, measured[0].setting)
+    calibration.write(params_file, measured[0].setting, written)
     click.echo(f"{params_file}: training has the first of these now; `git diff {params_file}` shows what changed")
+
+
+def _check_effect(params: "Params", params_file: Path, dataset: str, keys: list[str]) -> None:
+    """Raise InputError where what would be written under `training` had no effect."""
+    baseline = params.study.baseline
+    for owner, own in (
+        (f"datasets.{dataset}", params.datasets[dataset].training),
+        (f"strategies.{baseline}", params.strategies[baseline].training),
+    ):
+        for key in keys:
+            if key in own:
+                raise InputError(
+                    f"{params_file}: {owner}.training.{key} stands over `training`, so what is measured and written "
+                    "there would have no effect; remove it, or measure with --dry-run and write the values by hand"
+                )

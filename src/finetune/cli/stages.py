@@ -9,13 +9,14 @@ from finetune import interruption
 from finetune.cli import BEGAN, SEED, check_dataset, cli, load, reads_params, which_run
 from finetune.imports import uncollected
 
+_PATIENCE = 6.0  # seconds for the server's last answers, as signals wait for them and the process is to end within 10
+
 
 @cli.command()
 @click.argument("dataset")
 @reads_params
 def prepare(dataset: str, params_file: Path, overrides: tuple[str, ...]) -> None:
     """Archives of DATASET -> its store (stage prepare)."""
-    interruption.end_with_dvc()
     from finetune import study
     from finetune.prepare import prepare as make_store
 
@@ -51,14 +52,16 @@ def plan(strategy: str, params_file: Path, overrides: tuple[str, ...]) -> None:
     """Note which plan STRATEGY is a variant of, and that plan's source (stage plan).
 
     DVC cannot look up the plan of a variant, so trainings depend on this note: a change in a plan's file retrains
-    the variants of that plan, and a new plan's file retrains nothing.
+    the variants of that plan, and a new plan's file retrains nothing. The study's strategies are checked against its
+    recipes, too, all of them: DVC may train the variants of one note before it makes the next.
     """
-    from finetune import runs, strategies, study
+    from finetune import agreement, runs, strategies, study
 
     params, layout = load(params_file, overrides)
     study.check_run(params, next(iter(params.datasets)), strategy)
     name = params.plan_for(strategy)
     strategies.check_name(name, strategy)
+    agreement.check(params, layout.root)
     note = {"plan": name, "sha256": strategies.source_digest(name)}
     runs.write_json(layout.root / "plans" / f"{strategy}.json", note)
 
@@ -98,7 +101,6 @@ def evaluate(
     dataset: str, strategy: str, seed: int, device: str | None, params_file: Path, overrides: tuple[str, ...]
 ) -> None:
     """Predict the test split with a trained run (stage evaluate)."""
-    interruption.end_with_dvc()
     with uncollected():
         from finetune import runs, stages, study
 
@@ -148,5 +150,5 @@ def train_run(params: Any, layout: Any, prepared: Any, tracking: str) -> Path:
         listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
         place = stages.train(prepared, layout, (listener,), began=BEGAN)
         with interruption.finishing():
-            live.finished()
+            live.finished(at_most=_PATIENCE)
     return place

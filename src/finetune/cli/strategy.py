@@ -112,9 +112,14 @@ def _lines(one: "Strategy", dataset: str) -> Iterable[str]:
     if one.paper:
         yield one.paper
     recipe = one.recipe
-    words = [recipe_words.optimizer(recipe.optimizer), f"lr {recipe.lr:g}", f"weight decay {recipe.weight_decay:g}"]
-    words += [f"{recipe.epochs} epochs", *recipe_words.extras(recipe)]
-    yield f"recipe of {dataset}: {', '.join(words)}"
+    if all("solve" in phase["adds"] for phase in one.phases):  # without steps, and so without rates and batches
+        words = [recipe_words.solver(), f"weight decay {recipe.weight_decay:g}", recipe_words.epochs(recipe.epochs)]
+    else:
+        words = [recipe_words.optimizer(recipe.optimizer), f"lr {recipe.lr:g}"]
+        words += [f"schedule {recipe_words.schedule(recipe.schedule)}", f"weight decay {recipe.weight_decay:g}"]
+        words += [recipe_words.epochs(recipe.epochs), f"batches of {recipe.batch_size}"]
+    words += [f"augmentation {recipe.augmentation.name}", *recipe_words.extras(recipe)]
+    yield f"recipe of {dataset}: {'; '.join(words)}"
     rows = audits.by_group(one.audit, recipe.lr)
     for number, phase in enumerate(one.phases):
         first, last = phase["epochs"]
@@ -128,20 +133,23 @@ def _lines(one: "Strategy", dataset: str) -> Iterable[str]:
             [f"phase {number + 1} of {len(one.phases)}, {epochs}", *(added[what] for what in phase["adds"])]
         )
         head = ("group", "blocks", "tensors", "parameters", "trained", "LR scale", "LR", "decay", "BatchNorm")
-        yield from aligned([head, *(_cells(row, recipe.lr) for row in own)], right=range(2, 8))
+        unknown = "measured" if "scales" in phase["adds"] else "–"
+        yield from aligned([head, *(_cells(row, recipe.lr, unknown) for row in own)], right=range(2, 8))
         yield f"{moved:,} parameters trained, {of_all - moved:,} frozen"
     if len(one.phases) > 1:
         moved, of_all = audits.trained(one.audit)
         yield f"\nin any phase: {moved:,} parameters trained; {of_all - moved:,} frozen throughout"
 
 
-def _cells(row: Mapping[str, Any], lr: float) -> Sequence[str]:
+def _cells(row: Mapping[str, Any], lr: float, unknown: str) -> Sequence[str]:
+    """A group's row; `unknown` stands for a rate that is not known beforehand."""
     blocks, counts = _spans(row["blocks"]), [f"{row[key]:,}" for key in ("tensors", "parameters")]
     if not row["moved"]:
         return row["group"], blocks, *counts, "frozen", "–", "–", "–", row["batchnorm"] or "–"
     trained = "all" if row["moved"] == row["parameters"] else f"{row['moved']:,}"
-    scale, rate, decay = (f"{value:g}" for value in (row["lr_scale"], lr * row["lr_scale"], row["weight_decay"]))
-    return row["group"], blocks, *counts, trained, scale, rate, decay, row["batchnorm"] or "–"
+    scale = row["lr_scale"]
+    rates = (unknown, unknown) if scale is None else (f"{scale:g}", f"{lr * scale:g}")
+    return row["group"], blocks, *counts, trained, *rates, f"{row['weight_decay']:g}", row["batchnorm"] or "–"
 
 
 def _spans(blocks: Sequence[str]) -> str:

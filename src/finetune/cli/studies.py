@@ -17,10 +17,11 @@ def study() -> None:
 @reads_params
 def show(params_file: Path, overrides: tuple[str, ...]) -> None:
     """List the study's runs and which of them are finished."""
-    from finetune import runs
+    from finetune import agreement, runs
     from finetune import study as studies
 
     params, layout = load(params_file, overrides)
+    agreement.check(params, layout.root)
     listed = studies.runs(params)
     click.echo(f"study {params.study.name}, edition {params.study.edition}: {len(listed)} runs")
     for run in listed:
@@ -52,9 +53,10 @@ def use(name: str) -> None:
     What data.dvc lists comes to data/ from DVC's cache or the out's remote. Never over edits that neither git nor
     studies/ has, nor over data that DVC's cache lacks.
     """
-    from finetune import editions
+    from finetune import agreement, editions
 
-    load(editions.file_of(Path(), name))  # a study that is not valid is not put in place
+    params, layout = load(editions.file_of(Path(), name))  # a study that is not valid is not put in place
+    agreement.check(params, layout.root)
     editions.use(Path(), name, say=click.echo)
 
 

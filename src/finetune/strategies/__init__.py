@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.strategies.plan import Plan
 
 _MACHINERY = {"adjustments", "plan"}
+_KINDS = {float: "a finite number"}  # in a message, where the type's name would not tell all
 
 
 def names() -> list[str]:
@@ -53,8 +55,13 @@ def check_options(variant: str, plan: str, options: Mapping[str, Any]) -> None:
         if not _fits(value, types[name]):
             raise InputError(
                 f"params.yaml: strategies.{variant}.{name}: found {value!r} ({type(value).__name__}), "
-                f"expected {getattr(types[name], '__name__', types[name])}"
+                f"expected {_KINDS.get(types[name], getattr(types[name], '__name__', types[name]))}"
             )
+
+
+def adapts(plan: str) -> bool:
+    """Whether a plan adds to the network."""
+    return hasattr(_module(plan), "adapt")
 
 
 def build_model(classes: int, seed: int, plan: str, options: Mapping[str, Any]) -> "MobileNetV2":
@@ -82,7 +89,7 @@ def _module(plan: str) -> ModuleType:
 
 def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind) if isinstance(kind, type) else True

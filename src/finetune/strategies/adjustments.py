@@ -5,8 +5,11 @@ from dataclasses import replace
 from torchvision.models import MobileNetV2
 
 from finetune.errors import InputError
+from finetune.model import block_of
 from finetune.recipe import TrainingParams
 from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, check_coverage, tensors_of, trainable
+
+_RECOMPUTABLE = {f"features.{i}" for i in range(18)}  # with one of them trained, inverted residuals keep activations
 
 
 def adjusted(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str = "training") -> Plan:
@@ -22,7 +25,7 @@ def adjusted(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str 
         plan = _with_batchnorm(model, plan, recipe, where)
     if recipe.freeze_epochs:
         plan = _head_first(model, plan, recipe, where)
-    _check(plan, recipe, where)
+    _check(model, plan, recipe, where)
     return plan
 
 
@@ -33,6 +36,13 @@ def _with_batchnorm(model: MobileNetV2, plan: Plan, recipe: TrainingParams, wher
         raise InputError(
             f"{where}: bn: {recipe.bn} uses the pretrained running statistics, and this strategy starts from random "
             "weights, which have none; use bn: train"
+        )
+    if recipe.bn in plan.not_under:
+        raise InputError(f"{where}: bn: {recipe.bn} {plan.not_under[recipe.bn]}")
+    if recipe.bn != "eval" and not _trains_batchnorm(model, plan):
+        raise InputError(
+            f"{where}: bn: {recipe.bn} is for BatchNorm layers of what is trained, and this strategy trains none, so "
+            "it would change nothing; leave bn out, or say bn: eval, which is what they are"
         )
     phases = []
     for phase in plan.phases:
@@ -52,6 +62,13 @@ def _with_batchnorm(model: MobileNetV2, plan: Plan, recipe: TrainingParams, wher
                 )
         phases.append(replace(phase, groups=groups))
     return replace(plan, phases=tuple(phases))
+
+
+def _trains_batchnorm(model: MobileNetV2, plan: Plan) -> bool:
+    """Whether any phase has a BatchNorm layer's weight or bias in a group that is not frozen."""
+    layers = batchnorm_layers(model)
+    groups = (group for phase in plan.phases for group in phase.groups if not group.frozen)
+    return any(name.rpartition(".")[0] in layers for group in groups for name in group.tensors)
 
 
 def _head_first(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str) -> Plan:
@@ -75,7 +92,7 @@ def _head_first(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: s
     return replace(plan, phases=(Phase(groups, share), *later))
 
 
-def _check(plan: Plan, recipe: TrainingParams, where: str) -> None:
+def _check(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str) -> None:
     done = 0.0
     for number, phase in enumerate(plan.phases, 1):
         if round((done + phase.share) * recipe.epochs) <= round(done * recipe.epochs):
@@ -89,10 +106,16 @@ def _check(plan: Plan, recipe: TrainingParams, where: str) -> None:
             f"{where}: compile: {recipe.compile}: this strategy has a penalty, which may look at what the network "
             "computes inside, and a compiled one does not show that; use compile: none"
         )
+    moving = (name for phase in plan.phases for names in trainable(model, phase.groups).values() for name in names)
+    if recipe.activation_checkpointing and not any(block_of(name) in _RECOMPUTABLE for name in moving):
+        raise InputError(
+            f"{where}: activation_checkpointing: true computes inverted residuals again, and this strategy trains "
+            "nothing in or below one, so nothing of them is kept anyway; use activation_checkpointing: false"
+        )
     if any(phase.solve is not None for phase in plan.phases):
         found = {"epochs": recipe.epochs, "augmentation": recipe.augmentation.name, "mixup": recipe.mixup}
         found |= {"cutmix": recipe.cutmix, "label_smoothing": recipe.label_smoothing, "ema": recipe.ema}
-        for key, wanted in {"epochs": 1, "augmentation": "none"}.items() | dict.fromkeys(list(found)[2:], 0).items():
+        for key, wanted in ({"epochs": 1, "augmentation": "none"} | dict.fromkeys(list(found)[2:], 0)).items():
             if found[key] != wanted:
                 raise InputError(
                     f"{where}: {key}: {found[key]}: this strategy solves the head at once, on the images as they are; "

@@ -13,8 +13,12 @@ to find the same weights again where a run goes on from a checkpoint. So all cha
 authors' code (lixingjian/DELTA, att_fea_map) does with weights of 1 / channels.
 
 Changed: the maps are the outputs of whole blocks, the last of each size of map, where the authors take the last
-convolution of each of ResNet's four stages, before its BatchNorm; and images are averaged over, where their code adds
-them up: their alpha of 0.01 at batches of 64 images would be 0.64 here.
+convolution of each of ResNet's four stages, before its BatchNorm.
+
+How alpha counts: the paper's formula has no normalisation, nor has the authors' code without attention (fea_map); with
+it, positions are averaged over, as here, and images added up, which are averaged over here. So their alpha of 0.01 at
+batches of 64 images is 0.64 in these units. That is for ResNet, SGD and 224 px: here 0.01 already outweighed the loss
+of small images under Adam, and lost to 0.001, which is the default.
 
 As in their code, the trained maps are made with batch statistics and the start's with running ones, so the distance is
 above 0 from the first step on, and stays so; with `bn: affine_only` or `eval` it begins at 0.
@@ -39,11 +43,11 @@ PAPER = "Li et al. 2019, arXiv 1901.09229"
 LAYERS = ["features.3", "features.6", "features.13", "features.18"]
 
 
-def plan(model: MobileNetV2, *, alpha: float = 0.01, beta: float = 0.01, layers: list = LAYERS) -> Plan:
+def plan(model: MobileNetV2, *, alpha: float = 1e-3, beta: float = 0.01, layers: list = LAYERS) -> Plan:
     """Every parameter at lr; the run's weight decay applies to none.
 
     Args:
-        alpha: what the distance of the feature maps counts in the loss.
+        alpha: what the distance of the feature maps counts in the loss; a 640th of the authors' at batches of 64.
         beta: how hard the head's weight and bias are pulled to zero.
         layers: the blocks below the head whose outputs are compared.
 
@@ -64,7 +68,7 @@ def plan(model: MobileNetV2, *, alpha: float = 0.01, beta: float = 0.01, layers:
 @contextmanager
 def _distance(model: MobileNetV2, alpha: float, beta: float, layers: tuple[str, ...]) -> Iterator[Penalty]:
     deepest = max(feature_blocks().index(layer) for layer in layers)
-    start = deepcopy(model.features[: deepest + 1]).eval().requires_grad_(False)
+    start = _copy(model.features[: deepest + 1]).eval()
     head = [model.get_parameter(name) for name in tensors_of(model, ["classifier"])]
     seen: dict[str, Tensor] = {}
 
@@ -84,6 +88,13 @@ def _distance(model: MobileNetV2, alpha: float, beta: float, layers: tuple[str, 
         for layer in layers:
             hooks.enter_context(model.get_submodule(layer).register_forward_hook(partial(keep, layer=layer)))
         yield penalty
+
+
+def _copy(blocks: nn.Sequential) -> nn.Sequential:
+    """The blocks with weights of their own, which want no gradients; also where tensors have no values."""
+    own: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().clone(), False) for p in blocks.parameters()}
+    own |= {id(buffer): buffer.clone() for buffer in blocks.buffers()}
+    return deepcopy(blocks, own)
 
 
 def _outputs(blocks: nn.Sequential, images: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -1,6 +1,10 @@
 """The last blocks and the head: everything beneath is frozen, its BatchNorm layers use their running statistics.
 
-How far features transfer by depth: Yosinski et al. 2014, arXiv 1411.1792. With three blocks it is the later revisions'
+How far features transfer by depth: Yosinski et al. 2014, arXiv 1411.1792.
+
+    rate of block k below the head (k = 1 … 19) = lr if k <= blocks, else 0
+
+With three blocks it is the later revisions'
 "last 3" of the original report. The BatchNorm layers of the blocks that are trained use and update batch statistics.
 """
 

@@ -1,5 +1,9 @@
 """The head alone on fixed pretrained features: trained by steps, or solved exactly as a logistic regression.
 
+Donahue et al. 2013, arXiv 1310.1531: features of a network that was trained on ImageNet, under a linear classifier.
+
+    logits = W f(x) + b, with W and b alone trained, f the frozen backbone
+
 The backbone is frozen and its BatchNorm layers use their running statistics, so an image that is not augmented has the
 same features in every epoch, and they are computed once.
 

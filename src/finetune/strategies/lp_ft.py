@@ -1,8 +1,14 @@
 """LP-FT: a linear probe first, then full fine-tuning from its head.
 
 Kumar et al. 2022, arXiv 2202.10054: a head that is random when fine-tuning begins distorts the pretrained features; one
-that was trained on them before does so less. The probe is `last_layer`'s phase, the rest `same_lr`'s at `tune_scale`
-times lr (the paper chooses the two rates apart, the second far lower). The schedule goes on over both.
+that was trained on them before does so less.
+
+    epochs 1 … e p: rate of head = lr, below 0;    then: rate of everything = lr * tune_scale
+
+with e epochs and p = probe_share. The probe is `last_layer`'s phase, the rest `same_lr`'s at `tune_scale`
+times lr (the paper chooses the two rates apart, the second far lower). The
+schedule goes on over both; the optimizer does not: the second phase begins with a fresh one, Adam with no moments and
+its bias correction from step 1, for the head, too.
 """
 
 from torchvision.models import MobileNetV2

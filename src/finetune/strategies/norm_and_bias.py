@@ -2,8 +2,13 @@
 
 MobileNetV2's convolutions have no biases: all there are, are BatchNorm's and the head's, which `norm_only` trains, too.
 So the parameters are the same in both. What differs: here the layers normalise by each batch's statistics and their
-running ones follow the new data (Li et al. 2017, arXiv 1603.04779), there the pretrained statistics stay. Statistics of
-a batch bind its images together, so the backward pass keeps every activation, as full fine-tuning does.
+running ones follow the new data (Li et al. 2017, arXiv 1603.04779), there the pretrained statistics stay.
+
+    y = gamma * (x - batch mean) / sqrt(batch variance + eps) + beta, with gamma and beta trained
+
+Statistics of a batch bind its images together, so each layer needs its input again in the backward pass, as gamma does;
+what the frozen convolutions took in is not needed, and `lean_backward` lets go of it. Of 64 images of 96 px in float32
+that leaves 323.8 MB, where full fine-tuning keeps 633.0 and `norm_only` 323.6; without it, 628.8 MB.
 """
 
 from torchvision.models import MobileNetV2
@@ -22,4 +27,8 @@ def plan(model: MobileNetV2) -> Plan:
         Group("norm", norm, decay=False, batchnorm="train"),
         Group("frozen", rest, frozen=True, batchnorm="eval"),
     )
-    return Plan("pretrained", (Phase(groups),))
+    return Plan(
+        "pretrained",
+        (Phase(groups),),
+        not_under={"affine_only": "would leave nothing of this strategy but norm_only; take plan: norm_only"},
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -29,9 +29,11 @@ class Group:
     decay: bool = True  # whether the run's weight decay applies
     frozen: bool = False
     batchnorm: BatchNormPolicy = "train"
+    measured: bool = False  # lr_scale is what the phase's `scales` gives each epoch, and here the most it can be
 
 
 Penalty = Callable[[Tensor], Tensor]  # the batch's images, as the network has just seen them -> a scalar
+Autocast = Callable[[], AbstractContextManager[Any]]  # at the recipe's precision
 Solution = tuple[Tensor, Tensor]  # the head's weight, classes x features, and bias, classes
 
 
@@ -41,14 +43,16 @@ class Phase:
 
     `penalty` is entered with the network as the run starts from it, also where the run goes on from a checkpoint, and
     gives what is added to the loss of each batch: it may keep the start's weights, and hooks that see activations.
-    `scales` measures the groups' learning-rate scales anew when an epoch begins, from the network in evaluation mode
-    and the epoch's batches. `solve` finds the head at once, from features (images x features), labels and weight decay.
+    `scales` measures the groups' learning-rate scales anew when an epoch begins, from the network in evaluation mode,
+    the epoch's batches, and the context for its forward passes; it may keep what one batch's loss keeps for the
+    backward pass of what is trained. `solve` finds the head at once, from features (images x features), labels and
+    weight decay.
     """
 
     groups: tuple[Group, ...]
     share: float = 1.0  # of the run's epochs; the shares of a plan add up to 1
     penalty: Callable[[MobileNetV2], AbstractContextManager[Penalty]] | None = None
-    scales: Callable[[MobileNetV2, Iterator[tuple[Tensor, Tensor]]], Mapping[str, float]] | None = None
+    scales: Callable[[MobileNetV2, Iterator[tuple[Tensor, Tensor]], Autocast], Mapping[str, float]] | None = None
     solve: Callable[[Tensor, Tensor, float], Solution] | None = None
 
 
@@ -58,12 +62,14 @@ class Plan:
 
     A plan that adds to the network has a function `adapt(model, **options)` in its file, which is called right after
     the network is built, for training and for use alike; `begin` then readies what was added, once the network holds
-    the weights that the run starts from.
+    the weights that the run starts from. `not_under` says why a BatchNorm policy that the recipe may ask for would
+    make the plan another one, and what to do instead.
     """
 
     initialisation: Literal["pretrained", "random"]
     phases: tuple[Phase, ...]
     begin: Callable[[MobileNetV2], None] | None = None
+    not_under: Mapping[BatchNormPolicy, str] = field(default_factory=dict)
 
 
 def tensors_of(model: MobileNetV2, blocks: Iterable[str]) -> tuple[str, ...]:
@@ -80,6 +86,8 @@ def feature_blocks() -> tuple[str, ...]:
 def audit(model: MobileNetV2, plan: Plan, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """One row per phase and tensor: its group, learning rate, decay, whether it is frozen, what BatchNorm does.
 
+    Where there is no rate to tell beforehand, `lr` is a word: "measured" each epoch, or the head is "solved".
+
     Raises:
         InputError: coverage is not total: a parameter in no group or in two, a group that is empty or at no
             learning rate, a phase that trains nothing, a BatchNorm layer under two policies, or shares that do not add
@@ -93,10 +101,10 @@ def audit(model: MobileNetV2, plan: Plan, lr: float, weight_decay: float) -> lis
         moving = {name for names in trainable(model, phase.groups).values() for name in names}
         for name, parameter in model.named_parameters():
             row = _row(number, name, parameter, owner[name])
-            lr_here, decay = (
-                (lr * owner[name].lr_scale, weight_decay * owner[name].decay) if name in moving else (0.0, 0.0)
-            )
-            rows.append(row | {"kind": "parameter", "lr": lr_here, "weight_decay": decay, "frozen": name not in moving})
+            told = {"kind": "parameter", "frozen": name not in moving}
+            if name in moving:
+                told |= {"lr": _rate(phase, owner[name], lr), "weight_decay": weight_decay * owner[name].decay}
+            rows.append(row | told)
         for name, buffer in model.named_buffers():
             group = owner[f"{name.rpartition('.')[0]}.weight"]
             rows.append(_row(number, name, buffer, group) | {"frozen": group.batchnorm != "train"})
@@ -159,6 +167,12 @@ def trainable(model: MobileNetV2, groups: Sequence[Group]) -> dict[str, list[str
         group.name: [n for n in group.tensors if not group.frozen and not (n in fixed and group.batchnorm == "eval")]
         for group in groups
     }
+
+
+def _rate(phase: Phase, group: Group, lr: float) -> float | str:
+    if phase.solve is not None:
+        return "solved"
+    return "measured" if phase.scales is not None and group.measured else lr * group.lr_scale
 
 
 def _row(phase: int, name: str, tensor: Tensor, group: Group) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """Separate learning rates by depth: the head at lr, the blocks below it slower, the deep ones (near the image) slowest.
 
+"Discriminative fine-tuning" of Howard and Ruder 2018, arXiv 1801.06146, who give each layer a rate of its own.
+
+    rate of a block = lr * scale of its tier: head 1 > last > deep
+
 As meant by the seed report: head 1, the last five blocks 0.6, deeper 0.4, the same weight decay everywhere.
 What its code did (`separate_lr_as_published`) is a variant: it compared ids of modules with ids of parameters, so
 the 0.6 group stayed empty and the whole backbone ran at 0.4; and it dropped weight decay.
@@ -18,7 +22,7 @@ from torchvision.models import MobileNetV2
 from finetune.errors import InputError
 from finetune.strategies.plan import Group, Phase, Plan, feature_blocks, tensors_of
 
-PAPER = ""
+PAPER = "Howard and Ruder 2018, arXiv 1801.06146"
 
 
 def _tiers_alone(worked_out: Callable[..., Plan]) -> Callable[..., Plan]:

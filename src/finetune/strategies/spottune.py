@@ -18,6 +18,7 @@ Other than the authors', the policy network is small and starts at random: three
 evaluation has no noise, which their code draws there, too.
 """
 
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -45,7 +46,12 @@ class Routes:
         return Routes(deepcopy(self.policy, memo), self.tau)
 
     def decide(self, images: Tensor, training: bool) -> None:
-        logits = self.policy(images).float().view(len(images), -1, 2)
+        """Always in float32, as a network is served: rounded otherwise, an image near the border would take another way
+        where it is used than where it was trained and tested. (With `tf32` a GPU's products are TF32's all the same.)
+        """
+        # Where only shapes are worked out, there is no autocast.
+        with nullcontext() if images.is_meta else torch.autocast(images.device.type, enabled=False):
+            logits = self.policy(images.float()).view(len(images), -1, 2)
         self.tuned = sampled(logits, self.tau) if training else (logits[..., _TUNED] > logits[..., _FROZEN]).float()
 
 

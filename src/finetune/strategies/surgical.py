@@ -1,8 +1,14 @@
 """Surgical fine-tuning: a chosen subset of blocks, or every block at a rate by its relative gradient norm (auto-RGN).
 
-Lee et al. 2023, arXiv 2210.11466. With `auto`, when an epoch begins and for each block b below the head
+Lee et al. 2023, arXiv 2210.11466. With `blocks`
+
+    rate of block b = lr if b is chosen, else 0
+
+and with `auto`, when an epoch begins and for each block b below the head
 
     ratio_b = mean over some batches of ||gradient of b|| / ||weights of b||,   rate of b = lr * ratio_b / max over b
+
+The gradients are computed at the precision of the training.
 
 Theirs keep the head of the classes before; here classes are new and the head is random, which gives it the largest
 ratio by far. So the head is at lr, and the ratios are set against the largest of the other blocks.
@@ -13,6 +19,7 @@ with BatchNorm's weights and biases, measured in evaluation mode, and Adam goes 
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -23,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import MobileNetV2
 
 from finetune.errors import InputError
-from finetune.strategies.plan import Group, Phase, Plan, feature_blocks, tensors_of
+from finetune.strategies.plan import Autocast, Group, Phase, Plan, feature_blocks, tensors_of
 
 PAPER = "Lee et al. 2023, arXiv 2210.11466"
 _LEAST = 1e-9  # of the largest ratio: a block whose gradient vanishes stands still, but has a rate
@@ -53,7 +60,7 @@ def plan(model: MobileNetV2, *, blocks: list = _BLOCKS, auto: bool = False, batc
         raise InputError(
             f"surgical: blocks: found {blocks} beside auto: true, which trains every block; leave one of them out"
         )
-    groups = tuple(Group(block, tensors_of(model, [block])) for block in feature_blocks())
+    groups = tuple(Group(block, tensors_of(model, [block]), measured=True) for block in feature_blocks())
     scales = partial(relative_gradient_norms, groups=groups, most=batches)
     return Plan("pretrained", (Phase((_head(model), *groups), scales=scales),))
 
@@ -80,19 +87,29 @@ def _chosen(model: MobileNetV2, blocks: list[Any]) -> Plan:
 
 
 def relative_gradient_norms(
-    model: MobileNetV2, batches: Iterator[tuple[Tensor, Tensor]], *, groups: tuple[Group, ...], most: int
+    model: MobileNetV2,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    autocast: Autocast = nullcontext,
+    *,
+    groups: tuple[Group, ...],
+    most: int,
 ) -> Mapping[str, float]:
     """Group -> its ratio over the largest, in (0, 1].
 
-    The gradients are of the cross-entropy in float32, with the network as it is given, in evaluation mode. Parameters
-    that want no gradient, as BatchNorm's under `bn: eval`, are not counted.
+    The gradients are of the cross-entropy, with the network as it is given, in evaluation mode. Parameters that want no
+    gradient, as BatchNorm's under `bn: eval`, are not counted.
+
+    Args:
+        autocast: context of the forward passes, at the precision of the training's, so that they cost what those do.
     """
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     members = {group.name: [wanted[name] for name in group.tensors if name in wanted] for group in groups}
     every = [parameter for parameters in members.values() for parameter in parameters]
     ratios = dict.fromkeys(members, 0.0)
     for images, labels in islice(batches, most):
-        gradients = iter(torch.autograd.grad(cross_entropy(model.forward(images), labels), every))
+        with autocast():
+            loss = cross_entropy(model.forward(images), labels)
+        gradients = iter(torch.autograd.grad(loss, every))
         for name, parameters in members.items():
             own = torch.stack([next(gradients).float().norm() for _ in parameters]).norm()
             ratios[name] += float(own / torch.stack([p.detach().norm() for p in parameters]).norm())

@@ -1,0 +1,140 @@
+"""DVC as processes below this one, none of which outlasts it for long.
+
+Each is in a session of its own and gets SIGINT when this process is told to end: then its stage saves, and DVC ends
+because the stage has failed. SIGTERM and SIGHUP end DVC in whatever it is at, be it the writing of dvc.lock, and never
+reach the stage. Where this process is killed the stages see it themselves: `interruption.end_with_starter`.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from finetune import starter
+from finetune.errors import InputError
+
+PATIENCE = 15.0  # seconds in which a stage that is told to end has saved
+
+
+class _Now:
+    """What this process has below it."""
+
+    under_way: set[subprocess.Popen[str]] = set()  # noqa: RUF012
+    locks: tuple[int, ...] = ()
+
+
+def start(
+    command: Sequence[str],
+    root: Path,
+    environment: Mapping[str, str],
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> subprocess.Popen[str]:
+    """Start DVC; to be given to `ended` when it has."""
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        env={**environment, **starter.environment()},
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+        pass_fds=_Now.locks,
+    )
+    _Now.under_way.add(process)
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    _Now.under_way.discard(process)
+
+
+def run(
+    command: Sequence[str],
+    root: Path,
+    environment: Mapping[str, str],
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run DVC to its end; without pipes (subprocess.PIPE) its output is the user's."""
+    process = start(command, root, environment, stdout, stderr)
+    try:
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+    except BaseException:
+        interrupt()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        raise
+    finally:
+        ended(process)
+
+
+def interrupt(number: int = signal.SIGINT) -> None:
+    """Send a signal, such as Ctrl-C's, to every DVC that is under way and to the stage beneath it."""
+    for process in tuple(_Now.under_way):
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, number)
+
+
+@contextmanager
+def alone(root: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Within, no other process of `root` is here, nor any DVC that one has left behind; waits a little for their end.
+
+    What the shell has this process do, the DVCs do as well: Ctrl-Z stops them, too. Where it has Ctrl-C ignored (`&` in
+    a script), they do not ignore it: it is how they are told to end.
+
+    Raises:
+        InputError: another is at work.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTSTP)}
+    lock = _lock(root, say)
+    try:
+        _Now.locks = (lock,)  # DVC holds it, too, until it ends; its stages do not
+        if before[signal.SIGINT] == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: None)  # unlike SIG_IGN it is not inherited
+        if before[signal.SIGTSTP] != signal.SIG_IGN:
+            signal.signal(signal.SIGTSTP, _pause)
+        yield
+    finally:
+        _Now.locks = ()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(lock)
+
+
+def _lock(root: Path, say: Callable[[str], None]) -> int:
+    path = root / ".finetune" / "study.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _taken(lock):
+            say(f"another `finetune study run` is at work here, or about to end; waiting {PATIENCE:.0f} s for that")
+        until = time.monotonic() + PATIENCE
+        while not _taken(lock):
+            if time.monotonic() > until:
+                raise InputError("another `finetune study run` is at work here; wait for its end, or stop it first")
+            time.sleep(0.1)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _pause(_: int, __: FrameType | None) -> None:
+    interrupt(signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)  # until SIGCONT
+    interrupt(signal.SIGCONT)

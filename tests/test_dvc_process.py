@@ -1,0 +1,159 @@
+"""DVC below this process, with a stand-in: how it is ended, paused and kept from being left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from finetune import dvc_process
+from finetune.errors import InputError
+
+SOURCE = str(Path(dvc_process.__file__).parents[1])
+# Says when it is ready and when it gets SIGINT, and then ends.
+DVC = """
+import pathlib, signal, sys, time
+name, seconds = sys.argv[1], float(sys.argv[2])
+signal.signal(signal.SIGINT, lambda *_: pathlib.Path(f"{name}.interrupted").touch() or sys.exit(130))
+pathlib.Path(f"{name}.began").touch()
+time.sleep(seconds)
+pathlib.Path(f"{name}.ended").touch()
+"""
+
+
+@pytest.fixture
+def dvc(tmp_path: Path) -> list[str]:
+    script = tmp_path / "dvc.py"
+    script.write_text(DVC)
+    return [sys.executable, str(script)]
+
+
+def until(true: Callable[[], bool]) -> None:
+    last = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < last, "it never came to that"
+        time.sleep(0.02)
+
+
+def outer(root: Path, code: str) -> subprocess.Popen[str]:
+    """A process that runs `code` in the folder `root`; SIGTERM unwinds it as an exit."""
+    head = """
+        import os, signal, sys
+        from pathlib import Path
+        from finetune import dvc_process
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        root = Path.cwd()
+        environment = dict(os.environ)
+    """
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    command = [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)]
+    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_has_ended_by_itself_does_not_keep_the_others_from_being_interrupted(
+    dvc: list[str], tmp_path: Path
+) -> None:
+    started = [dvc_process.start([*dvc, name, "0"], tmp_path, os.environ) for name in ("a", "b")]
+    for process in started:
+        process.wait()  # and not yet given to `ended`
+    started.append(dvc_process.start([*dvc, "last", "30"], tmp_path, os.environ))
+    until((tmp_path / "last.began").exists)
+    dvc_process.interrupt()
+    assert [process.wait(10) for process in started] == [0, 0, 130]
+    for process in started:
+        dvc_process.ended(process)
+
+
+def test_what_it_says_and_its_exit_code_are_given_back(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; print('a'); sys.exit(3)"]
+    done = dvc_process.run(command, tmp_path, os.environ, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (3, "a\n")
+
+
+def test_dvc_is_interrupted_and_waited_for_where_this_process_is_told_to_end(dvc: list[str], tmp_path: Path) -> None:
+    process = outer(tmp_path, f"dvc_process.run([*{dvc!r}, 'one', '30'], root, environment)")
+    until((tmp_path / "one.began").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+    assert (tmp_path / "one.interrupted").exists()
+
+
+def test_where_ctrl_c_is_ignored_dvc_still_ends_when_told(dvc: list[str], tmp_path: Path) -> None:
+    code = f"""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's shell has it for `make study &`
+        with dvc_process.alone(root, print):
+            dvc_process.run([*{dvc!r}, 'one', '30'], root, environment)
+    """
+    script = tmp_path / "dvc.py"
+    script.write_text(DVC.replace("signal.signal(", "signal.getsignal(2) == signal.SIG_IGN or signal.signal("))
+    process = outer(tmp_path, code)
+    until((tmp_path / "one.began").exists)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None and not (tmp_path / "one.interrupted").exists()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+    assert (tmp_path / "one.interrupted").exists()
+
+
+def test_ctrl_z_stops_dvc_too_until_it_goes_on(dvc: list[str], tmp_path: Path) -> None:
+    code = f"""
+        with dvc_process.alone(root, print):
+            dvc_process.run([*{dvc!r}, 'one', '0.5'], root, environment)
+    """
+    process = outer(tmp_path, code)
+    until((tmp_path / "one.began").exists)
+    [below] = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGTSTP)
+    until(lambda: below.status() == psutil.STATUS_STOPPED)
+    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(10) == 0
+    assert (tmp_path / "one.ended").exists()
+
+
+# One at a time
+
+
+def test_a_second_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc_process, "PATIENCE", 0.3)
+    said: list[str] = []
+    with (
+        dvc_process.alone(tmp_path, said.append),
+        pytest.raises(InputError, match="another `finetune study run` is at work here"),
+        dvc_process.alone(tmp_path, said.append),
+    ):
+        pytest.fail("two at once")
+    assert len(said) == 1
+    with dvc_process.alone(tmp_path, said.append):
+        pass
+    assert len(said) == 1
+
+
+def test_one_waits_for_the_dvc_that_a_killed_one_has_left(dvc: list[str], tmp_path: Path) -> None:
+    code = f"""
+        with dvc_process.alone(root, print):
+            dvc_process.run([*{dvc!r}, 'one', '1.5'], root, environment)
+    """
+    process = outer(tmp_path, code)
+    until((tmp_path / "one.began").exists)
+    process.kill()
+    process.wait()
+    said: list[str] = []
+    with dvc_process.alone(tmp_path, said.append):
+        assert (tmp_path / "one.ended").exists()
+    assert len(said) == 1
+
+
+def test_the_signals_are_as_before_afterwards(tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTSTP)
+    before = [signal.getsignal(number) for number in numbers]
+    with dvc_process.alone(tmp_path, print):
+        assert [signal.getsignal(number) for number in numbers] != before
+    assert [signal.getsignal(number) for number in numbers] == before
