@@ -68,6 +68,19 @@ def test_a_run_of_mlflows_ends_with_mlflow(command: str, number: signal.Signals)
         assert rest(mlflow) == "ended by SIGTERM\n"
 
 
+def test_mlflow_run_itself_is_seen_to_be_killed(tmp_path: Path) -> None:
+    (tmp_path / "MLproject").write_text("entry_points:\n  main:\n    command: python stage.py 60\n")
+    (tmp_path / "stage.py").write_text(STAGE)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": SOURCE, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/db"}
+    command = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as mlflow:
+        assert mlflow.stdout is not None
+        assert mlflow.stdout.readline() == "working\n"
+        mlflow.kill()
+        assert rest(mlflow) == "ended by SIGTERM\n"
+
+
 @pytest.mark.parametrize("environment", [DVC, MLFLOW], ids=["dvc", "mlflow"])
 @pytest.mark.parametrize("command", [RUN, f"{RUN}; true"], ids=["shell gone", "shell stays"])
 def test_it_does_not_begin_where_its_starter_died_while_it_started(command: str, environment: dict[str, str]) -> None:

@@ -68,18 +68,17 @@ def test_every_step_is_at_the_rates_of_the_plan(case: Case) -> None:
         groups = {row["tensor"]: row["group"] for row in trained if row["phase"] == number}
         planned = {row["tensor"]: row["lr"] for row in trained if row["phase"] == number}
         for epoch in range(first, end):
-            measured = _relative_gradients(case, epoch) if phase.scales else {}
+            measured = _auto_rgn_rates(case, epoch) if phase.scales else {}
+            full = {name: measured[groups[name]] if rate == "measured" else rate for name, rate in planned.items()}
             for step in (2 * epoch, 2 * epoch + 1):
-                expected = {
-                    name: rate * measured.get(groups[name], 1.0) * MULTIPLIERS[step] for name, rate in planned.items()
-                }
+                expected = {name: rate * MULTIPLIERS[step] for name, rate in full.items()}
                 assert {name: group for name, (group, _) in case.rates[step].items()} == groups
                 found = {name: rate for name, (_, rate) in case.rates[step].items()}
                 assert found == pytest.approx(expected, rel=1e-4 if measured else 1e-6), step
 
 
-def _relative_gradients(case: Case, epoch: int) -> dict[str, float]:
-    """Auto-RGN's scales by its formula, from the weights as they were when the epoch began."""
+def _auto_rgn_rates(case: Case, epoch: int) -> dict[str, float]:
+    """Auto-RGN's rates by its formula at the schedule's highest, from the weights as they were when the epoch began."""
     assert case.resolved.plan == "surgical"
     model, _ = case.network()
     model.load_state_dict(case.snapshots[epoch])
@@ -96,7 +95,7 @@ def _relative_gradients(case: Case, epoch: int) -> dict[str, float]:
                 for tensors in (gradients, members)
             )
             ratios[block] += of_gradient / of_weights
-    return {block: ratio / max(ratios.values()) for block, ratio in ratios.items()}
+    return {block: case.recipe.lr * ratio / max(ratios.values()) for block, ratio in ratios.items()}
 
 
 def test_the_same_run_gives_the_same_bits(case: Case) -> None:

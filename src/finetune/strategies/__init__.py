@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from finetune.strategies.plan import Plan
 
 _MACHINERY = {"adjustments", "plan"}
-_KINDS = {float: "a finite number"}  # in a message, where the type's name would not tell all
 
 
 def names() -> list[str]:
@@ -53,9 +52,10 @@ def check_options(variant: str, plan: str, options: Mapping[str, Any]) -> None:
             listed = suggest(name, [p.name for p in known]) if known else "it has none"
             raise InputError(f"params.yaml: strategies.{variant}: plan {plan} has no option '{name}'; {listed}")
         if not _fits(value, types[name]):
+            kind = "a finite number" if isinstance(value, float) and types[name] is float else types[name]
             raise InputError(
                 f"params.yaml: strategies.{variant}.{name}: found {value!r} ({type(value).__name__}), "
-                f"expected {_KINDS.get(types[name], getattr(types[name], '__name__', types[name]))}"
+                f"expected {getattr(kind, '__name__', kind)}"
             )
 
 
