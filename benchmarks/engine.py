@@ -7,7 +7,7 @@ Ways, all at batch 32 with random resized crop and flip, Adam, on 200 classes:
 - `plain`: torch's defaults, ImageFolder and a DataLoader with two workers
 - `timm_default`, `timm_best`, `timm_same_allocator`: timm's create_loader, model, optimizer and step as its train.py
   takes them; best: --channels-last --amp --amp-dtype bfloat16; same allocator: that, and the process set up as ours is:
-  glibc told to keep memory, in huge pages, and OpenMP's threads to sleep while they wait
+  glibc told to keep memory, and OpenMP's threads to sleep while they wait
 
 Run: `python -m benchmarks.engine WAY --size 224 --images FOLDER --store STORE`, which prints JSON.
 """

@@ -27,7 +27,6 @@ from benchmarks.moments import MOMENTS
 from finetune import runs
 from finetune.checkpoint import FILE, Pace
 
-DETERMINISTIC = (runs.RUN, runs.AUDIT, runs.CURVES, runs.METRICS, runs.MODEL)
 ENDINGS = tuple(moment for moment in MOMENTS if moment != "saving")
 IN_PLACE = "the run in its place"
 
@@ -90,7 +89,7 @@ class Place:
         return content["progress"]["epoch"], len(content["part"].get("losses", ()))
 
     def hashes(self) -> dict[str, str]:
-        return {name: hashlib.sha256((self.run / name).read_bytes()).hexdigest() for name in DETERMINISTIC}
+        return {name: hashlib.sha256((self.run / name).read_bytes()).hexdigest() for name in runs.DETERMINISTIC}
 
     def _area(self) -> Path:
         work = self.root / ".finetune" / "work"
@@ -170,7 +169,7 @@ def main(dataset: str, strategy: str, kills: int, seed: int, most: float, pace: 
         status, said = killed.train()
         print(f"then to its end, status {status}: began {resumed(said)}")
         one, other = whole.hashes(), killed.hashes()
-        for name in DETERMINISTIC:
+        for name in runs.DETERMINISTIC:
             print(f"{name}: {one[name][:16]} {other[name][:16]} {'same' if one[name] == other[name] else 'DIFFERS'}")
         raise SystemExit(int(one != other))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import torch
 
+from finetune import datasets
 from finetune.accounting import activation_bytes
 from finetune.device import configure, memory_format, move_to_device
 from finetune.params import load
@@ -24,8 +25,6 @@ from finetune.strategies import build_model, build_plan
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Phase, trainable
 from finetune.training import Step, make_optimizer, set_modes
-
-CLASSES = {"cifar10": 10, "cifar100": 100, "cub200": 200, "cars196": 196, "food101": 101}
 
 
 class Costs:
@@ -97,12 +96,15 @@ def measured(make: dict[str, Callable[[], Costs]], rounds: int) -> dict[str, Cos
 def main(study: Path, dataset: str, rounds: int) -> None:
     """Measure the strategies of STUDY, a params.yaml, under the recipe of DATASET."""
     params = load(study)
+    classes = datasets.load(dataset).classes
+    if classes is None:
+        raise click.UsageError(f"{dataset}: its classes are known from its images alone; name another data set")
     make: dict[str, Callable[[], Costs]] = {}
     for name in params.study.strategies:
         plan = params.plan_for(name)
         recipe = params.training_for(dataset, name)
         options = params.strategies[name].options
-        make[name] = lambda plan=plan, options=options, recipe=recipe: Costs(plan, options, recipe, CLASSES[dataset])  # type: ignore[misc]
+        make[name] = lambda plan=plan, options=options, recipe=recipe: Costs(plan, options, recipe, classes)  # type: ignore[misc]
     configure(params.training_for(dataset, params.study.baseline))
     found = measured(make, rounds)
     base = found[params.study.baseline]

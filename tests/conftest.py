@@ -29,7 +29,7 @@ COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 def _no_ambient_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an outer `mlflow run` or `dvc repro` has set is no concern of a test's."""
     for name in list(os.environ):
-        if name.startswith("MLFLOW_") or name in ("DVC_ROOT", "DVC_STAGE"):
+        if name.startswith("MLFLOW_") or name in ("DVC_ROOT", "DVC_STAGE", "FINETUNE_STUDY"):
             monkeypatch.delenv(name)
 
 

@@ -2,32 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
-import psutil
 import pytest
 
 from finetune import interruption
 from finetune.interruption import Interrupted, check, finishing, handled, held
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SOURCE = str(Path(interruption.__file__).parents[1])
-STAGE = """
-import sys, time
-from finetune.interruption import Interrupted, handled
-try:
-    with handled():
-        print("working", flush=True)
-        time.sleep(float(sys.argv[1]))
-    print("done", flush=True)
-except Interrupted as why:
-    print(f"ended by {why.signal}", flush=True)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -118,37 +102,3 @@ def test_afterwards_signals_do_what_they_did() -> None:
     with handled():
         assert [signal.getsignal(number) for number in ENDING] != before
     assert [signal.getsignal(number) for number in ENDING] == before
-
-
-def started(shell_command: str, seconds: float, **environment: str) -> subprocess.Popen[str]:
-    """A process that starts STAGE through a shell, as DVC does."""
-    command = ["/bin/bash", "-c", shell_command]
-    environment = os.environ | {"PYTHONPATH": SOURCE, "STAGE": STAGE, "SECONDS_": str(seconds)} | environment
-    return subprocess.Popen(
-        [sys.executable, "-c", f"import subprocess; subprocess.run({command})"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-RUN = f'{sys.executable} -c "$STAGE" "$SECONDS_"'
-
-
-@pytest.mark.parametrize(("command", "below"), [(RUN, 1), (f"{RUN}; true", 2)], ids=["shell gone", "shell stays"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stage_ends_with_its_dvc(command: str, below: int, number: signal.Signals) -> None:
-    with started(command, 30, DVC_STAGE="train@x") as dvc:
-        assert dvc.stdout is not None
-        assert dvc.stdout.readline() == "working\n"
-        assert len(psutil.Process(dvc.pid).children(recursive=True)) == below
-        dvc.send_signal(number)
-        assert dvc.stdout.read() == "ended by SIGTERM\n"
-
-
-def test_what_no_dvc_has_started_outlives_its_parent() -> None:
-    with started(RUN, 1.5) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "working\n"
-        parent.kill()
-        assert parent.stdout.read() == "done\n"

@@ -17,12 +17,12 @@ from mlflow.entities import Run
 
 from dvc_checkout import Checkout
 from finetune import lock_file
+from finetune.runs import DETERMINISTIC
 
 pytestmark = pytest.mark.dvc
 
 CELL = "cifar10/same_lr/0"
 EPOCHS = 12
-DETERMINISTIC = ("run.json", "audit.csv", "curves.csv", "metrics.json", "model.safetensors")
 
 
 @pytest.fixture(scope="module")

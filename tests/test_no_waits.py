@@ -93,8 +93,7 @@ def test_mixing_does_not_wait_for_the_gpu(recipe: dict[str, float]) -> None:
     assert len(copies.seen) == 4, "a permutation a step"
 
 
-# Not delta: deep copies, as its start is one, crash without values.
-@pytest.mark.parametrize("strategy", ["same_lr", "l2_sp", "spottune", "lite_residual"])
+@pytest.mark.parametrize("strategy", ["same_lr", "l2_sp", "delta", "spottune", "lite_residual"])
 def test_no_step_waits_for_the_gpu(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = TrainingParams.model_validate(
         {

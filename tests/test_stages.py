@@ -25,7 +25,6 @@ from finetune.study import Layout, Run
 from finetune.training import Listener
 
 RUN = Run("toy", "separate_lr", 1)
-DETERMINISTIC = (runs.RUN, runs.AUDIT, runs.CURVES, runs.METRICS, runs.MODEL)
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -190,7 +189,7 @@ def test_provenance_tells_when_and_with_what(trained: Layout) -> None:
 def test_training_and_evaluating_again_gives_the_same_bytes(trained: Layout, layout: Layout, tiny: Raw) -> None:
     stages.train(prepared(tiny, layout), layout)
     stages.evaluate(layout, RUN)
-    for name in DETERMINISTIC:
+    for name in runs.DETERMINISTIC:
         assert (layout.run(RUN) / name).read_bytes() == (trained.run(RUN) / name).read_bytes(), name
     for name in (runs.METRICS, runs.PREDICTIONS):
         assert (layout.evaluation(RUN) / name).read_bytes() == (trained.evaluation(RUN) / name).read_bytes(), name
@@ -202,7 +201,7 @@ def test_a_network_of_an_earlier_run_trained_again_gives_the_same_bytes(
     used = build(3, seed=99).to(memory_format=torch.channels_last)
     stages.train(prepared(tiny, layout, Run("toy", "from_scratch", 0)), layout, module=used)
     stages.train(prepared(tiny, layout), layout, module=used)
-    for name in DETERMINISTIC:
+    for name in runs.DETERMINISTIC:
         assert (layout.run(RUN) / name).read_bytes() == (trained.run(RUN) / name).read_bytes(), name
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from finetune import starter
@@ -56,6 +57,25 @@ def rest(process: subprocess.Popen[str]) -> str:
     """What it and its children say until all of them have ended."""
     assert process.stdout is not None
     return process.stdout.read()
+
+
+@pytest.mark.parametrize(("command", "below"), [(RUN, 1), (f"{RUN}; true", 2)], ids=["shell gone", "shell stays"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_ends_with_its_dvc(command: str, below: int, number: signal.Signals) -> None:
+    with started([SHELL, "-c", command], 30, **DVC) as dvc:
+        assert dvc.stdout is not None
+        assert dvc.stdout.readline() == "working\n"
+        assert len(psutil.Process(dvc.pid).children(recursive=True)) == below
+        dvc.send_signal(number)
+        assert rest(dvc) == "ended by SIGTERM\n"
+
+
+def test_what_no_dvc_has_started_outlives_its_parent() -> None:
+    with started([SHELL, "-c", RUN], 1.5) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "working\n"
+        parent.kill()
+        assert rest(parent) == "done\n"
 
 
 @pytest.mark.parametrize("command", [RUN, f"{RUN}; true"], ids=["shell gone", "shell stays"])
@@ -152,7 +172,6 @@ def test_where_nothing_tells_when_a_process_began_its_number_must_do(monkeypatch
 
 
 def test_who_works_for_nobody_watches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FINETUNE_STUDY", raising=False)
     assert starter.find() is None
     monkeypatch.setenv("FINETUNE_STUDY", "no process")
     assert starter.find() is None

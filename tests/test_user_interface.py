@@ -52,7 +52,7 @@ def silent(_: str) -> None:
     pass
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)])
 def test_the_server_ends_with_the_command(home: Path, number: signal.Signals, code: int) -> None:
     content = yaml.safe_dump(PARAMS.model_dump(mode="json"))
     (home / "params.yaml").write_text(content.replace("toy", "cifar10"))  # which has a reader

@@ -14,7 +14,6 @@ from finetune.checkpoint import Pace
 from finetune.study import Layout, Run
 
 RUN = Run("toy", "separate_lr", 1)
-DETERMINISTIC = (runs.RUN, runs.AUDIT, runs.CURVES, runs.METRICS, runs.MODEL)
 LOG = "log"
 
 
@@ -34,7 +33,7 @@ def train(inputs: Path, root: Path, settings: Path) -> None:
 def differ(one: Path, other: Path) -> list[str]:
     """The files of the run that are not the same bytes under both roots."""
     places = [Layout(root).run(RUN) for root in (one, other)]
-    return [name for name in DETERMINISTIC if len({(place / name).read_bytes() for place in places}) > 1]
+    return [name for name in runs.DETERMINISTIC if len({(place / name).read_bytes() for place in places}) > 1]
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ def measure(
         for way, rate in ways.items():
             if time.monotonic() >= end:
                 found["said"] = "no time was left for all of the rounds"
-                break
+                print(found["said"], flush=True)
+                keep(found)
+                return found
             rated[way].append(round(rate(), 1))
             found |= {"rates": rated} | compared(rated)
             keep(found)

@@ -19,9 +19,10 @@ from finetune.errors import InputError
 
 # Deterministic: the same run on the same machine writes the same bytes.
 RUN, AUDIT, CURVES, METRICS, MODEL = "run.json", "audit.csv", "curves.csv", "metrics.json", "model.safetensors"
+DETERMINISTIC = (RUN, AUDIT, CURVES, METRICS, MODEL)
 # Exempt: times, machine, versions.
 PROVENANCE, COST = "provenance.json", "cost.json"
-FILES = (RUN, AUDIT, CURVES, METRICS, MODEL, PROVENANCE, COST)
+FILES = (*DETERMINISTIC, PROVENANCE, COST)
 # Of an evaluation folder.
 PREDICTIONS = "predictions.csv"
 PATIENCE = 15.0  # seconds that a trainer whose DVC was killed may take to notice, save and end

@@ -42,8 +42,6 @@ def serve(params: Params, host: str, port: int, say: Callable[[str], None]) -> N
     command += ["--backend-store-uri", experiment.uri, "--workers", "1"]
     # Without it the server starts workers for jobs that nobody here asks for.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     # In a session of its own, so that it can be ended with its workers: a signal to it alone would leave them.
     server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
     try:
