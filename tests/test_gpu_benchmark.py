@@ -397,6 +397,16 @@ def test_ours_is_measured_beside_timms(command: Command, toy_inputs: Path, tmp_p
     assert "said" not in found
 
 
+def test_where_time_runs_out_the_result_says_so(command: Command, toy_inputs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    store = Layout(toy_inputs).store("toy")
+    done = command("timm", "--device", "cpu", "--tiny", "--minutes", "0", "--store", store, "--out", tmp_path)
+    found = read(tmp_path / "beside_timm.json")
+    assert found["said"] == "no time was left for all of the rounds"
+    assert found["said"] in done.output
+    assert "vs_timm" not in found
+
+
 def test_where_timm_is_missing_the_result_says_so(
     command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
