@@ -1,4 +1,4 @@
-"""The command line: check, sweep, profile, timm, study, and all of them in one go."""
+"""The command line: check, sweep, profile, timm, repeat, study, and all of them in one go."""
 
 import tempfile
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.gpu import beside_timm, everything, rates, study, sweep
+from benchmarks.gpu import beside_timm, everything, rates, repeat, study, sweep
 from benchmarks.gpu.written import earlier, write
 from finetune.errors import InputError
 
@@ -74,7 +74,8 @@ def all_(
     out: Path,
     minutes: float,
 ) -> None:
-    """Check, sweep, measure beside timm, and train the study's runs, on the study's first data set.
+    """Check, sweep, measure beside timm, train twice for the same bytes, and train the study's runs, on the study's
+    first data set.
 
     Fails where one of them goes wrong. Begun again with the same --out, on the same machine and commit, it measures
     what is not there yet.
@@ -151,6 +152,21 @@ def timm_(device: str, tiny: bool, store: Path, archive: Path | None, out: Path,
             minutes,
             lambda found: write(out / everything.TIMM, found, device),
         )
+
+
+@main.command("repeat")
+@DEVICE
+@TINY
+@PARAMS
+@INPUTS
+@OUT
+@OVERRIDES
+def repeat_(device: str, tiny: bool, params: Path, inputs: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Train a run three times under `deterministic: true`, once with an interruption. Fail where the bytes differ."""
+    found = repeat.measure(params, overrides, inputs, device, tiny)
+    write(out / everything.REPEAT, found, device)
+    if not found["same"]:
+        raise SystemExit(1)
 
 
 @main.command("study")

@@ -1,4 +1,7 @@
-"""All of the benchmarks in one go: agreement, sweep, timm, the study's runs. What one go measured, the next leaves."""
+"""All of the benchmarks in one go: agreement, sweep, timm, the same bytes again, the study's runs.
+
+What one go measured, the next leaves.
+"""
 
 import tempfile
 import time
@@ -9,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.gpu import agreement, beside_timm, study, sweep, waiting
+from benchmarks.gpu import agreement, beside_timm, repeat, study, sweep, waiting
 from benchmarks.gpu.written import earlier, write
 from finetune.errors import InputError
 from finetune.params import load
@@ -17,6 +20,7 @@ from finetune.store import open_store
 from finetune.study import Layout
 
 CHECK, SWEEP, TIMM, STUDY = "agreement.json", "sweep.json", "beside_timm.json", "study.json"
+REPEAT = "repeat.json"
 _SHARES = {SWEEP: 0.45, TIMM: 0.3}  # of the time that is left when they begin; the study has the rest
 
 
@@ -82,6 +86,12 @@ def run(
             )
         return None
 
+    def repeated() -> str | None:
+        if not (found := earlier(out / REPEAT, device)):
+            found = repeat.measure(params_file, overrides, inputs, device, tiny)
+            write(out / REPEAT, found, device)
+        return None if found["same"] else "a training under deterministic: true gave other bytes"
+
     def studied() -> str | None:
         def keep(rows: list[dict[str, Any]]) -> None:
             write(out / STUDY, {"rows": rows}, device)
@@ -89,7 +99,8 @@ def run(
         rows = study.run(params_file, overrides, inputs, out, left(), device, tiny, keep)
         return "every run failed" if study.all_failed(rows) else None
 
-    for name, work in (("check", checked), ("sweep", swept), ("timm", compared), ("study", studied)):
+    parts = {"check": checked, "sweep": swept, "timm": compared, "repeat": repeated, "study": studied}
+    for name, work in parts.items():
         part(name, work)
     return wrong
 

@@ -52,7 +52,7 @@ def run(
     layout = Layout(out, inputs)
     params = load(params_file, overrides)
     if tiny:
-        params = load(params_file, (*overrides, *_TINY, *_few(params, layout)))
+        params = load(params_file, (*overrides, *tiny_settings(params, layout)))
     rows: list[dict[str, Any]] = []
     networks: dict[tuple[str, ...], MobileNetV2] = {}
     # All are worked out before the first is trained.
@@ -100,6 +100,8 @@ def _accuracy(layout: Layout, prepared: Prepared) -> float:
     return 100 * float(read_json(layout.evaluation(prepared.run) / METRICS)["test"]["acc"])
 
 
-def _few(params: Params, layout: Layout) -> list[str]:
+def tiny_settings(params: Params, layout: Layout) -> tuple[str, ...]:
+    """Overrides for few images, small, for an epoch."""
     images = {name: len(open_store(layout.store(name)).split("train")) for name in params.study.datasets}
-    return [f"datasets.{name}.fraction={min(1.0, _TINY_IMAGES / most):.6f}" for name, most in images.items()]
+    few = (f"datasets.{name}.fraction={min(1.0, _TINY_IMAGES / most):.6f}" for name, most in images.items())
+    return (*_TINY, *few)

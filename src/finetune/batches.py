@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from finetune import view_kernel
 from finetune.augmentation import Crops, draw
 from finetune.params import AugmentationParams
 from finetune.resampling import Axis, Views, crop_axes, evaluation_axes, send
@@ -98,8 +99,12 @@ class DeviceBatches(Batches):
             resident = self.resident
             sources = ((resident, views, slice(*bound)) for bound in bounds)
         for (begin, end), (pixels, views, rows) in zip(bounds, sources, strict=True):
-            images = views.resample(pixels, rows, self.exact)
-            yield normalise(images, self.memory_format), labels[begin:end]
+            yield self._made(pixels, views, rows), labels[begin:end]
+
+    def _made(self, pixels: Tensor, views: Views, rows: slice) -> Tensor:
+        if pixels.is_cuda and view_kernel.INSTALLED:
+            return views.drawn(pixels, rows, _statistics(self.device), self.memory_format)
+        return normalise(views.resample(pixels, rows, self.exact), self.memory_format)
 
     def _streamed(
         self, order: np.ndarray, crops: Crops | None, bounds: list[tuple[int, int]]

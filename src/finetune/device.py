@@ -1,10 +1,12 @@
 """How a run computes: on which device, at which precision, compiled or not, and where its pixels lie."""
 
+import os
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
-from finetune import cpu_gradients, depthwise, lean_backward, recomputation
+from finetune import cpu_gradients, depthwise, gpu_convolutions, lean_backward, recomputation
 from finetune.allocator import keep_freed_memory
 from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
@@ -44,6 +46,14 @@ def configure(recipe: TrainingParams) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.precision != "fp32"
         torch.backends.cudnn.benchmark = not recipe.deterministic
         torch.use_deterministic_algorithms(recipe.deterministic)
+        if recipe.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which PyTorch asks of cuBLAS for it
+            # Every kernel here writes all of its output.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            if recipe.compile != "none":
+                import torch._inductor.config as inductor  # takes a second
+
+                inductor.deterministic = True  # else it chooses the order of sums by time
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -66,10 +76,15 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
         if not depthwise.available():
             raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
         depthwise.use_triton_depthwise(model)
+    if recipe.device == "cuda":
+        gpu_convolutions.use_fast_forms(model, recipe.memory_format == "channels_last")
     if recipe.precision == "bf16" and recipe.device == "cpu":
         cpu_gradients.use_float32_gradients(model)
     spare_activations(model, recipe)
     if recipe.compile != "none":
+        for module in model.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = False  # in place it has torch.compile copy what it takes, a tenth of a step
         model.compile(mode=recipe.compile, dynamic=False)
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.view_kernel import draw
+
 _AT_ONCE = 2**27  # gathered pixels and weights in one go; bounds its memory, some 20 bytes each
 _FAR = 1e9  # pixels
 _ALIGN = 16  # pixels; a GPU multiplies rows of other lengths at a fraction of its speed
@@ -102,6 +104,25 @@ class Views:
         ]
         lines = made[0] if len(made) == 1 else torch.cat(made)
         return lines.round_().clamp_(0, 255).view(-1, self._size, 3, self._size).transpose(1, 2)
+
+    def drawn(
+        self,
+        pixels: Tensor,
+        rows: slice,
+        statistics: tuple[Tensor, Tensor],
+        layout: torch.memory_format,
+    ) -> Tensor:
+        """The views `rows` as the network takes them, made by one kernel, on a GPU.
+
+        Args:
+            pixels: as for `resample`.
+            statistics: mean and standard deviation of each channel's values 0 to 255, float32.
+
+        Returns:
+            N x 3 x size x size in float32, in `layout`.
+        """
+        last = layout == torch.channels_last
+        return draw(pixels, self._numbers[rows], self._whole[rows], *statistics, self._size, last)
 
     def _part(self, triples: Tensor, part: slice, tall: int, wide: int, exact: bool) -> Tensor:
         """N x size x (3 x size): line by line, each in red, green and blue."""

@@ -1,0 +1,99 @@
+"""Whether a training under `deterministic: true` gives the same bytes again: in another process, which compiles anew,
+and where it was interrupted in an epoch and gone on with.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.study import tiny_settings
+from finetune import runs
+from finetune.params import load
+from finetune.study import Layout, Run
+
+EPOCHS = 4
+_ROOT = Path(__file__).parents[2]
+_SAVED = 128 + signal.SIGTERM  # the exit status of a training that was told to end, and saved
+
+
+class _Training:
+    """A run that is trained in a process of its own, under a root of its own."""
+
+    def __init__(self, root: Path, params: Path, inputs: Path, run: Run, settings: list[str], device: str) -> None:
+        root.mkdir()
+        (root / "params.yaml").write_bytes(params.read_bytes())
+        for name in ("prepared", "models"):
+            (root / name).symlink_to((inputs / name).resolve())
+        self._root, self._place = root, Layout(root).run(run)
+        words = ["--dataset", run.dataset, "--strategy", run.strategy, "--seed", str(run.seed), "--device", device]
+        words += [word for setting in settings for word in ("--set", setting)]
+        self._command = [sys.executable, "-m", "finetune", "train", "--tracking", "off", *words]
+        path = os.pathsep.join([str(_ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(str(Path(part).absolute()) for part in path.split(os.pathsep)),
+            "DVC_ROOT": str(root),
+            "TORCHINDUCTOR_CACHE_DIR": str(root / "compiled"),
+        }
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(self._command, cwd=self._root, env=self._environment, **pipes)
+
+    def interrupt(self) -> None:
+        """Have it end in its second epoch, and begin again."""
+        assert self.process.stdout is not None
+        said = []
+        for line in self.process.stdout:
+            said.append(line)
+            if ": epoch 1/" in line:
+                self.process.send_signal(signal.SIGTERM)
+                break
+        rest, _ = self.process.communicate()
+        if self.process.returncode != _SAVED:
+            raise RuntimeError(f"told to end, it ended with {self.process.returncode}:\n{''.join(said)[-600:]}{rest}")
+        self.process = self._started()
+
+    def files(self) -> tuple[dict[str, bytes], str]:
+        """Its deterministic files when it has ended, and from where it went on."""
+        said, _ = self.process.communicate()
+        if self.process.returncode != 0:
+            raise RuntimeError(f"a training ended with {self.process.returncode}: {said[-600:]}")
+        went_on = next((line.partition("goes on ")[2] for line in said.splitlines() if "goes on " in line), "")
+        return {name: (self._place / name).read_bytes() for name in runs.DETERMINISTIC}, went_on
+
+
+def measure(params_file: Path, overrides: tuple[str, ...], inputs: Path, device: str, tiny: bool) -> dict[str, Any]:
+    """Train the study's first run three times, all at once: as it is, again, and interrupted.
+
+    Returns:
+        `same` where all files are the same bytes, `again` and `gone_on` by file, and where the last one went on from.
+
+    Raises:
+        RuntimeError: a training failed; with what it said.
+    """
+    params = load(params_file, overrides)
+    run = Run(params.study.datasets[0], params.study.strategies[0], params.study.seeds[0])
+    settings = [*overrides, *(tiny_settings(params, Layout(inputs, inputs)) if tiny else ())]
+    settings += ["training.deterministic=true", f"training.epochs={EPOCHS}"]
+    with tempfile.TemporaryDirectory() as scratch:
+        places = [Path(scratch) / name for name in ("first", "again", "interrupted")]
+        first, again, interrupted = (_Training(at, params_file, inputs, run, settings, device) for at in places)
+        try:
+            interrupted.interrupt()
+            expected, _ = first.files()
+            repeated, _ = again.files()
+            gone_on, whence = interrupted.files()
+        finally:
+            for training in (first, again, interrupted):
+                training.process.kill()
+    found = {
+        name: {"again": repeated[name] == bits, "gone_on": gone_on[name] == bits} for name, bits in expected.items()
+    }
+    same = all(equal for ways in found.values() for equal in ways.values())
+    print(f"{run.name} under {', '.join(settings)}: {'the same bytes' if same else f'DIFFERS: {found}'}", flush=True)
+    return {"run": run.name, "settings": settings, "went_on": whence, "files": found, "same": same}
