@@ -1,6 +1,8 @@
 """How a run computes: device, process-wide settings, precision, compilation, and where pixels lie."""
 
+import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune import depthwise, device
+from finetune import depthwise, device, gpu_convolutions
 from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
 from finetune.evaluation import predict
@@ -25,12 +27,19 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def _settings_put_back() -> Iterator[None]:
+def _settings_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    inductor = import_module("torch._inductor.config")
+    chosen = inductor.deterministic
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     matmul, cudnn, threads = torch.backends.cuda.matmul, torch.backends.cudnn, torch.get_num_threads()
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     yield
     matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before[:3]
     torch.use_deterministic_algorithms(before[3])
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    inductor.deterministic = chosen
     torch.set_num_threads(threads)
 
 
@@ -84,6 +93,16 @@ def test_on_a_gpu_a_deterministic_recipe_has_deterministic_kernels_that_are_not_
     device.configure(recipe(device="cuda", deterministic=deterministic))
     assert torch.are_deterministic_algorithms_enabled() == deterministic
     assert torch.backends.cudnn.benchmark != deterministic
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+
+
+@pytest.mark.usefixtures("_settings_put_back")
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_is_compiled_for_a_deterministic_recipe_is_not_chosen_by_time(deterministic: bool) -> None:
+    inductor = import_module("torch._inductor.config")
+    device.configure(recipe(device="cuda", deterministic=not deterministic, compile="default"))
+    device.configure(recipe(device="cuda", deterministic=deterministic, compile="default"))
+    assert inductor.deterministic == deterministic
 
 
 @pytest.mark.parametrize(
@@ -129,10 +148,44 @@ def test_a_network_is_not_compiled_unless_told(compiled: list[dict[str, Any]]) -
     assert compiled == []
 
 
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
-def test_a_network_is_compiled_for_whole_batches_in_the_mode_told(mode: str, compiled: list[dict[str, Any]]) -> None:
-    device.move_to_device(build(3, seed=0), recipe(compile=mode))
-    assert compiled == [{"mode": mode, "dynamic": False}]
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("default", {}),
+        ("reduce-overhead", {"triton.cudagraphs": True}),
+        ("max-autotune", {"triton.cudagraphs": True, "max_autotune": True, "coordinate_descent_tuning": True}),
+    ],
+)
+def test_a_network_is_compiled_for_whole_batches_in_the_mode_told_and_keeps_no_elementwise_stretch(
+    mode: str, options: dict[str, Any], compiled: list[dict[str, Any]]
+) -> None:
+    model = build(3, seed=0)
+    device.move_to_device(model, recipe(compile=mode))
+    kept = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}
+    assert compiled == [{"options": options | kept, "dynamic": False}]
+    assert not any(module.inplace for module in model.modules() if isinstance(module, nn.ReLU6))
+
+
+def test_torch_compile_takes_the_options() -> None:
+    inductor = import_module("torch._inductor.config")
+    assert all(hasattr(inductor, name) for name in device._NOTHING_KEPT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [
+        ({"device": "cuda"}, [True]),
+        ({"device": "cuda", "memory_format": "contiguous"}, [False]),
+        ({"device": "cpu"}, []),
+    ],
+)
+def test_convolutions_take_the_forms_for_a_gpu_on_one(
+    changes: dict[str, str], calls: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(gpu_convolutions, "use_fast_forms", lambda model, channels_last: seen.append(channels_last))
+    device.move_to_device(OnAnyDevice(), recipe(**changes))
+    assert seen == calls
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,8 @@ def test_no_pixel_of_an_earlier_step_is_gathered(monkeypatch: pytest.MonkeyPatch
     batches = device(split_of(noise(10)), "streamed")
     wanted = [label for _, labels in batches.training(PAD_CROP, 3, 1) for label in labels.tolist()][8:]
     read: list[int] = []
-    image = Split.image
-    monkeypatch.setattr(Split, "image", lambda self, i: read.append(i) or image(self, i))
+    put = Split.put
+    monkeypatch.setattr(Split, "put", lambda self, i, into: read.append(i) or put(self, i, into))
     list(batches.training(PAD_CROP, 3, 1, first=2))
     assert read == wanted
 

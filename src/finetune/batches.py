@@ -109,20 +109,20 @@ class DeviceBatches(Batches):
     def _streamed(
         self, order: np.ndarray, crops: Crops | None, bounds: list[tuple[int, int]]
     ) -> Iterator[tuple[Tensor, Views, slice]]:
-        """Each batch's pixels on the device; a thread gathers the next ones in pinned memory meanwhile."""
+        """Each batch's pixels on the device; threads gather the next ones in pinned memory meanwhile."""
 
         def gather(bound: tuple[int, int]) -> tuple[Tensor, np.ndarray, np.ndarray]:
             rows = order[slice(*bound)]
-            flat = np.concatenate([self.split.image(int(i)).reshape(-1) for i in rows])
             index = self.split.index[rows].copy()
-            index[:, 0] = np.cumsum(index[:, 1] * index[:, 2] * 3) - index[:, 1] * index[:, 2] * 3
-            return (
-                torch.from_numpy(flat).pin_memory() if self.device.type == "cuda" else torch.from_numpy(flat),
-                index,
-                rows,
-            )
+            ends = np.cumsum(index[:, 1] * index[:, 2] * 3)
+            index[:, 0] = [0, *ends[:-1]]
+            flat = np.empty(ends[-1], np.uint8)
+            for i, begin, end in zip(rows, index[:, 0], ends, strict=True):
+                self.split.put(int(i), flat[begin:end])
+            pixels = torch.from_numpy(flat)
+            return pixels.pin_memory() if self.device.type == "cuda" else pixels, index, rows
 
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(_AHEAD) as pool:
             waiting = [pool.submit(gather, bound) for bound in bounds[:_AHEAD]]
             for step in range(len(bounds)):
                 flat, index, rows = waiting.pop(0).result()

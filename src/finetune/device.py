@@ -13,6 +13,7 @@ from finetune.errors import InputError
 from finetune.params import TrainingParams
 from finetune.store import Split
 
+_NOTHING_KEPT = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}  # options of torch.compile
 _SHARE_FOR_PIXELS = 0.4  # of the GPU's free memory; the rest is for activations
 
 
@@ -50,10 +51,10 @@ def configure(recipe: TrainingParams) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which PyTorch asks of cuBLAS for it
             # Every kernel here writes all of its output.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            if recipe.compile != "none":
-                import torch._inductor.config as inductor  # takes a second
+        if recipe.compile != "none":
+            import torch._inductor.config as inductor  # takes a second
 
-                inductor.deterministic = True  # else it chooses the order of sums by time
+            inductor.deterministic = recipe.deterministic  # else it chooses the order of sums by time
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -82,10 +83,21 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
         cpu_gradients.use_float32_gradients(model)
     spare_activations(model, recipe)
     if recipe.compile != "none":
-        for module in model.modules():
-            if isinstance(module, nn.ReLU6):
-                module.inplace = False  # in place it has torch.compile copy what it takes, a tenth of a step
-        model.compile(mode=recipe.compile, dynamic=False)
+        _compile(model, recipe.compile)
+
+
+def _compile(model: MobileNetV2, mode: str) -> None:
+    """Have `model(images)` compiled, and every elementwise stretch computed where it is used.
+
+    By itself torch.compile writes what several kernels use to memory: copies of what ReLU6 takes in place, and in
+    BatchNorm's backward pass, in float32, all that reads more than four tensors, which is three times the traffic.
+    """
+    import torch._inductor as inductor  # takes a second
+
+    for module in model.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = False
+    model.compile(options={**inductor.list_mode_options(mode), **_NOTHING_KEPT}, dynamic=False)
 
 
 def spare_activations(model: MobileNetV2, recipe: TrainingParams) -> None:

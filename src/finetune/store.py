@@ -47,6 +47,11 @@ class Split:
         offset, height, width = self.index[i]
         return np.array(self.pixels[offset : offset + height * width * 3]).reshape(height, width, 3)
 
+    def put(self, i: int, into: np.ndarray) -> None:
+        """Copy the values of image i into a flat array of as many."""
+        offset = self.index[i, 0]
+        into[:] = self.pixels[offset : offset + len(into)]
+
     def part(self, fraction: float, seed: int) -> "Split":
         """About `fraction` of each class, at least one image. With one seed, a smaller part lies in every larger one.
 
