@@ -61,3 +61,30 @@ def test_only_what_is_set_up_as_ours_is_has_threads_that_sleep(monkeypatch: pyte
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # as make exports it
     own = {"ours", "ours_resident", "ours_bf16", "ours_bf16_resident", "timm_same_allocator"}
     assert {way for way in WAYS if environment(way).get("OMP_WAIT_POLICY") == "passive"} == own
+
+
+def test_the_memory_of_a_step_is_told_by_strategy() -> None:
+    settings = ("training.image_size=32", "training.batch_size=4", "training.precision=fp32")
+    words = ["studies/catalogue.yaml", "cifar10", "last_layer", *(w for s in settings for w in ("--set", s))]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.step_memory", *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "src"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    row = done.stdout.splitlines()[-1].split("|")[1:-1]
+    kept, alive, _, before = map(float, row[1:])
+    assert row[0].strip() == "`last_layer`"
+    assert 0 <= kept < 1 < before  # MB
+    assert kept < alive
+
+
+def test_the_most_alive_is_the_highest_sum_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.step_memory import most_alive
+
+    assert most_alive([5, 3, -4, 2, -6]) == 8
+    assert most_alive([]) == 0

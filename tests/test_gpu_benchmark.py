@@ -454,6 +454,22 @@ def test_timms_images_are_those_of_an_archive_where_one_is_named(
         pictures(split, tmp_path / "no.tgz", tmp_path / "nothing", 9)
 
 
+# The same bytes again
+
+
+def test_a_training_that_is_repeated_and_one_that_is_interrupted_are_compared_file_by_file(
+    command: Command, study: Path, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    words = ["repeat", "--device", "cpu", "--tiny", "--params", study, "--inputs", toy_inputs, "--out", out]
+    monkeypatch.setattr(runs, "DETERMINISTIC", (*runs.DETERMINISTIC, runs.COST))  # which has seconds in it
+    assert command(*words).exit_code == 1
+    found = read(out / "repeat.json")
+    assert found["went_on"].startswith("after epoch 1")
+    assert found["same"] is False
+    assert {name for name, ways in found["files"].items() if not all(ways.values())} == {runs.COST}
+
+
 # All of it
 
 
@@ -465,7 +481,7 @@ def everything(study: Path, toy_inputs: Path, out: Path) -> list[Any]:
 def test_one_command_does_all_and_goes_on_where_it_ended(
     command: Command, study: Path, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.gpu import agreement, beside_timm, waiting
+    from benchmarks.gpu import agreement, beside_timm, repeat, waiting
 
     calls: list[str] = []
 
@@ -474,6 +490,7 @@ def test_one_command_does_all_and_goes_on_where_it_ended(
 
     fake(agreement, "compare", {"agree": True})
     fake(waiting, "epochs", {"resident": None})
+    monkeypatch.setattr(repeat, "measure", lambda *inputs: calls.append("repeat") or {"same": True})
     monkeypatch.setattr(
         beside_timm,
         "measure",
@@ -487,28 +504,30 @@ def test_one_command_does_all_and_goes_on_where_it_ended(
         "agreement.json",
         "sweep.json",
         "beside_timm.json",
+        "repeat.json",
         "study.json",
     }
-    assert calls == ["compare", "epochs", SETTINGS[1]], "timm is measured beside the fastest setting"
+    assert calls == ["compare", "epochs", SETTINGS[1], "repeat"], "timm is measured beside the fastest setting"
     rows = read(out / "study.json")["rows"]
     assert [row["run"] for row in rows] == ["toy/same_lr/3", "toy/from_scratch/3"]
     assert all(row["images_per_second"] > 0 and 0 <= row["test_top1"] <= 100 for row in rows)
     again = command(*everything(study, toy_inputs, out))
     assert again.exit_code == 0, again.output
-    assert (len(calls), len(measured)) == (3, 5), "nothing was left to be measured"
+    assert (len(calls), len(measured)) == (4, 5), "nothing was left to be measured"
     assert read(out / "study.json")["rows"] == rows
 
 
 def test_what_goes_wrong_does_not_keep_the_rest_from_being_measured(
     command: Command, study: Path, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.gpu import agreement, beside_timm
+    from benchmarks.gpu import agreement, beside_timm, repeat
 
     def broken(*inputs: Any) -> Any:
         raise RuntimeError("a broken driver")
 
     monkeypatch.setattr(agreement, "compare", broken)
     monkeypatch.setattr(beside_timm, "measure", broken)
+    monkeypatch.setattr(repeat, "measure", lambda *inputs: {"same": False})
     fake_rates(monkeypatch, "fp32", "bf16")
     done = command(*everything(study, toy_inputs, tmp_path / "out"))
     assert done.exit_code == 1
@@ -516,6 +535,7 @@ def test_what_goes_wrong_does_not_keep_the_rest_from_being_measured(
         "check: RuntimeError: a broken driver",
         "sweep: every setting failed",
         "timm: RuntimeError: a broken driver",
+        "repeat: a training under deterministic: true gave other bytes",
     ]
     assert len(read(tmp_path / "out" / "study.json")["rows"]) == 2
 
@@ -566,6 +586,7 @@ def test_every_command_does_without_what_a_bare_gpu_node_lacks(study: Path, toy_
     assert read(out / "beside_timm.json")["said"].startswith("timm is not installed")
     assert len(read(out / "study.json")["rows"]) == 2
     assert read(out / "study.json")["commit"] is None
+    assert read(out / "repeat.json")["same"] is True
 
 
 @pytest.mark.parametrize("name", ABSENT)
