@@ -463,7 +463,9 @@ def test_a_training_that_is_repeated_and_one_that_is_interrupted_are_compared_fi
     out = tmp_path / "out"
     words = ["repeat", "--device", "cpu", "--tiny", "--params", study, "--inputs", toy_inputs, "--out", out]
     monkeypatch.setattr(runs, "DETERMINISTIC", (*runs.DETERMINISTIC, runs.COST))  # which has seconds in it
-    assert command(*words).exit_code == 1
+    done = command(*words)
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == 1
     found = read(out / "repeat.json")
     assert found["went_on"].startswith("after epoch 1")
     assert found["same"] is False

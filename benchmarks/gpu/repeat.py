@@ -10,9 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import finetune.__main__  # noqa: F401  settings that must stand before PyTorch is imported
 from benchmarks.gpu.study import tiny_settings
-from finetune import runs
+from finetune import interruption, runs, stages
 from finetune.params import load
+from finetune.resolved import resolve
 from finetune.study import Layout, Run
 
 EPOCHS = 4
@@ -25,16 +27,13 @@ class _Training:
 
     def __init__(self, root: Path, params: Path, inputs: Path, run: Run, settings: list[str], device: str) -> None:
         root.mkdir()
-        (root / "params.yaml").write_bytes(params.read_bytes())
-        for name in ("prepared", "models"):
-            (root / name).symlink_to((inputs / name).resolve())
-        self._root, self._place = root, Layout(root).run(run)
-        words = ["--dataset", run.dataset, "--strategy", run.strategy, "--seed", str(run.seed), "--device", device]
-        words += [word for setting in settings for word in ("--set", setting)]
-        self._command = [sys.executable, "-m", "finetune", "train", "--tracking", "off", *words]
-        path = os.pathsep.join([str(_ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._place = Layout(root).run(run)
+        words = [params.absolute(), inputs.absolute(), root, run.dataset, run.strategy, run.seed, device, *settings]
+        self._command = [sys.executable, "-m", "benchmarks.gpu.repeat", *map(str, words)]
+        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        path = [str(_ROOT), str(_ROOT / "src"), *filter(None, given)]
         self._environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(str(Path(part).absolute()) for part in path.split(os.pathsep)),
+            "PYTHONPATH": os.pathsep.join(str(Path(part).absolute()) for part in path),
             "DVC_ROOT": str(root),
             "TORCHINDUCTOR_CACHE_DIR": str(root / "compiled"),
         }
@@ -42,7 +41,7 @@ class _Training:
 
     def _started(self) -> subprocess.Popen[str]:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(self._command, cwd=self._root, env=self._environment, **pipes)
+        return subprocess.Popen(self._command, env=self._environment, **pipes)
 
     def interrupt(self) -> None:
         """Have it end in its second epoch, and begin again."""
@@ -97,3 +96,15 @@ def measure(params_file: Path, overrides: tuple[str, ...], inputs: Path, device:
     same = all(equal for ways in found.values() for equal in ways.values())
     print(f"{run.name} under {', '.join(settings)}: {'the same bytes' if same else f'DIFFERS: {found}'}", flush=True)
     return {"run": run.name, "settings": settings, "went_on": whence, "files": found, "same": same}
+
+
+def _train(
+    params: str, inputs: str, root: str, dataset: str, strategy: str, seed: str, device: str, *settings: str
+) -> None:
+    with interruption.handled():
+        layout, run = Layout(Path(root), Path(inputs)), Run(dataset, strategy, int(seed))
+        stages.train(resolve(load(Path(params), settings), layout, run, device), layout)
+
+
+if __name__ == "__main__":
+    _train(*sys.argv[1:])
