@@ -105,6 +105,14 @@ def test_what_is_compiled_for_a_deterministic_recipe_is_not_chosen_by_time(deter
     assert inductor.deterministic == deterministic
 
 
+@pytest.mark.usefixtures("_settings_put_back")
+def test_another_setting_of_cublas_is_refused_where_bits_shall_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    device.configure(recipe(device="cuda"))
+    with pytest.raises(InputError, match=r"CUBLAS_WORKSPACE_CONFIG: found ':0:0' .*expected :4096:8 or :16:8 .*unset"):
+        device.configure(recipe(device="cuda", deterministic=True))
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)]
 )
@@ -156,19 +164,27 @@ def test_a_network_is_not_compiled_unless_told(compiled: list[dict[str, Any]]) -
         ("max-autotune", {"triton.cudagraphs": True, "max_autotune": True, "coordinate_descent_tuning": True}),
     ],
 )
-def test_a_network_is_compiled_for_whole_batches_in_the_mode_told_and_keeps_no_elementwise_stretch(
+def test_for_a_gpu_a_network_is_compiled_in_the_mode_told_and_writes_fewer_elementwise_results(
     mode: str, options: dict[str, Any], compiled: list[dict[str, Any]]
 ) -> None:
+    model, relu = OnAnyDevice(), nn.ReLU6(inplace=True)
+    model.features = nn.Sequential(relu)
+    device.move_to_device(model, recipe(compile=mode, device="cuda"))
+    fewer = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}
+    assert compiled == [{"options": options | fewer, "dynamic": False}]
+    assert not relu.inplace
+
+
+def test_for_a_cpu_a_network_is_compiled_as_it_is(compiled: list[dict[str, Any]]) -> None:
     model = build(3, seed=0)
-    device.move_to_device(model, recipe(compile=mode))
-    kept = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}
-    assert compiled == [{"options": options | kept, "dynamic": False}]
-    assert not any(module.inplace for module in model.modules() if isinstance(module, nn.ReLU6))
+    device.move_to_device(model, recipe(compile="default"))
+    assert compiled == [{"mode": "default", "dynamic": False}]
+    assert model.features[0][2].inplace
 
 
 def test_torch_compile_takes_the_options() -> None:
     inductor = import_module("torch._inductor.config")
-    assert all(hasattr(inductor, name) for name in device._NOTHING_KEPT)
+    assert all(hasattr(inductor, name) for name in device._FEWER_WRITTEN)
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,9 @@ def test_other_convolutions_are_left_alone(other: Callable[[], nn.Conv2d]) -> No
 
 
 @gpu
-def test_on_a_gpu_they_come_near_torchs() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def test_on_a_gpu_they_come_near_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(backend, "allow_tf32", False)
     fast, plain = networks("cuda")
     expected = trained(plain, images("cuda"))
     assert 0 < apart(trained(fast, images("cuda")), expected) < 1e-4

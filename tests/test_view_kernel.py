@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune import batches
+from finetune import batches, view_kernel
 from finetune.batches import Batches, DeviceBatches, normalise
 from finetune.params import AugmentationParams
 from finetune.store import Split
@@ -21,12 +21,13 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def drawn_and_multiplied(
-    split: Split, augmentation: AugmentationParams, size: int, layout: torch.memory_format
+    split: Split, augmentation: AugmentationParams | None, size: int, layout: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
-    """All views of a split by the kernel, and by matrix products."""
+    """All views of a split by the kernel, and by matrix products; of evaluation where there is no augmentation."""
     order, pixels = np.arange(len(split))[::-1].copy(), torch.from_numpy(split.pixels)
     made = DeviceBatches(split, size, 4, CPU, layout, 0.8, pixels, True)
-    views = made._views(split.index[order], order, batches.draw(augmentation, split.index[:, 1:], 3, 1))
+    crops = batches.draw(augmentation, split.index[:, 1:], 3, 1) if augmentation else None
+    views = made._views(split.index[order], order, crops)
     rows = slice(1, len(order))
     products = normalise(views.resample(pixels, rows, True), layout)
     return views.drawn(pixels, rows, batches._statistics(CPU), layout), products
@@ -35,7 +36,7 @@ def drawn_and_multiplied(
 def compare() -> None:
     """Run in Triton's interpreter."""
     for layout in (torch.channels_last, torch.contiguous_format):
-        for augmentation in AUGMENTATIONS:
+        for augmentation in (*AUGMENTATIONS, None):
             drawn, products = drawn_and_multiplied(split_of(oblong(9)), augmentation, 24, layout)
             assert drawn.is_contiguous(memory_format=layout)
             assert levels_apart(drawn, products) < 1.01, augmentation
@@ -64,6 +65,30 @@ def test_on_a_gpu_the_views_are_the_hosts(augmentation: AugmentationParams, way:
     for (images, labels), (same, order) in zip(found, host, strict=True):
         assert labels.tolist() == order.tolist()
         assert levels_apart(images.cpu(), same) < 1.01
+
+
+@gpu
+def test_on_a_gpu_views_that_are_not_resized_are_the_hosts_to_the_bit() -> None:
+    split, device = split_of(noise(10, 24, 24)), torch.device("cuda")
+    host = Batches(split, 24, 4, CPU, torch.channels_last, 0.8).training(PAD_CROP, 3, 1)
+    pixels = torch.from_numpy(split.pixels).cuda()
+    found = DeviceBatches(split, 24, 4, device, torch.channels_last, 0.8, pixels, False).training(PAD_CROP, 3, 1)
+    assert all(torch.equal(images.cpu(), same) for (images, _), (same, _) in zip(found, host, strict=True))
+
+
+def test_where_the_kernel_cannot_be_compiled_it_is_said_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ones(*shape: int, device: str) -> Tensor:
+        raise RuntimeError("Failed to find C compiler\nor so")
+
+    monkeypatch.setattr(view_kernel, "INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    assert not view_kernel.usable.__wrapped__()
+    assert "cannot make views on this GPU (Failed to find C compiler): matrix products do" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not view_kernel.usable.__wrapped__()
 
 
 if __name__ == "__main__":

@@ -88,7 +88,10 @@ def run(
 
     def repeated() -> str | None:
         if not (found := earlier(out / REPEAT, device)):
-            found = repeat.measure(params_file, overrides, inputs, device, tiny)
+            if left() <= 0:
+                click.echo("no time left")
+                return None
+            found = repeat.measure(params_file, overrides, inputs, device, tiny, min(repeat.MINUTES, left()))
             write(out / REPEAT, found, device)
         return None if found["same"] else "a training under deterministic: true gave other bytes"
 

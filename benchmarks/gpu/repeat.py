@@ -1,5 +1,5 @@
 """Whether a training under `deterministic: true` gives the same bytes again: in another process, which compiles anew,
-and where it was interrupted in an epoch and gone on with.
+and where it was interrupted after an epoch and gone on with.
 """
 
 import os
@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import finetune.__main__  # noqa: F401  settings that must stand before PyTorch is imported
-from benchmarks.gpu.study import tiny_settings
+from benchmarks.gpu.study import few, tiny_settings
 from finetune import interruption, runs, stages
 from finetune.params import load
 from finetune.resolved import resolve
 from finetune.study import Layout, Run
 
-EPOCHS = 4
+EPOCHS, IMAGES = 4, 2048
+MINUTES = 5.0
 _ROOT = Path(__file__).parents[2]
 _SAVED = 128 + signal.SIGTERM  # the exit status of a training that was told to end, and saved
 
@@ -44,7 +47,7 @@ class _Training:
         return subprocess.Popen(self._command, env=self._environment, **pipes)
 
     def interrupt(self) -> None:
-        """Have it end in its second epoch, and begin again."""
+        """Have it end when it has trained an epoch, or within its second one, and begin again."""
         assert self.process.stdout is not None
         said = []
         for line in self.process.stdout:
@@ -57,6 +60,10 @@ class _Training:
             raise RuntimeError(f"told to end, it ended with {self.process.returncode}:\n{''.join(said)[-600:]}{rest}")
         self.process = self._started()
 
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
     def files(self) -> tuple[dict[str, bytes], str]:
         """Its deterministic files when it has ended, and from where it went on."""
         said, _ = self.process.communicate()
@@ -66,36 +73,49 @@ class _Training:
         return {name: (self._place / name).read_bytes() for name in runs.DETERMINISTIC}, went_on
 
 
-def measure(params_file: Path, overrides: tuple[str, ...], inputs: Path, device: str, tiny: bool) -> dict[str, Any]:
-    """Train the study's first run three times, all at once: as it is, again, and interrupted.
+def _kill(trainings: list[_Training]) -> None:
+    for training in trainings:
+        training.process.kill()
+
+
+def measure(
+    params_file: Path, overrides: tuple[str, ...], inputs: Path, device: str, tiny: bool, minutes: float = MINUTES
+) -> dict[str, Any]:
+    """Train the study's first run three times, all at once, on so many images: as it is, again, and interrupted.
 
     Returns:
         `same` where all files are the same bytes, `again` and `gone_on` by file, and where the last one went on from.
 
     Raises:
-        RuntimeError: a training failed; with what it said.
+        RuntimeError: a training failed, with what it said; or was not done after so many minutes.
     """
     params = load(params_file, overrides)
     run = Run(params.study.datasets[0], params.study.strategies[0], params.study.seeds[0])
-    settings = [*overrides, *(tiny_settings(params, Layout(inputs, inputs)) if tiny else ())]
+    layout = Layout(inputs, inputs)
+    settings = [*overrides, *(tiny_settings(params, layout) if tiny else few(params, layout, IMAGES))]
     settings += ["training.deterministic=true", f"training.epochs={EPOCHS}"]
-    with tempfile.TemporaryDirectory() as scratch:
-        places = [Path(scratch) / name for name in ("first", "again", "interrupted")]
-        first, again, interrupted = (_Training(at, params_file, inputs, run, settings, device) for at in places)
-        try:
-            interrupted.interrupt()
-            expected, _ = first.files()
-            repeated, _ = again.files()
-            gone_on, whence = interrupted.files()
-        finally:
-            for training in (first, again, interrupted):
-                training.process.kill()
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
+        trainings: list[_Training] = []
+        for name in ("first", "again", "interrupted"):
+            trainings.append(_Training(Path(scratch) / name, params_file, inputs, run, settings, device))
+            ended.callback(trainings[-1].end)
+        late = threading.Timer(60 * minutes, _kill, [trainings])
+        late.start()
+        ended.callback(late.cancel)
+        first, again, interrupted = trainings
+        interrupted.interrupt()
+        expected, _ = first.files()
+        repeated, _ = again.files()
+        gone_on, whence = interrupted.files()
+    if not whence:
+        raise RuntimeError("the training that was interrupted did not go on from where it had ended")
     found = {
         name: {"again": repeated[name] == bits, "gone_on": gone_on[name] == bits} for name, bits in expected.items()
     }
     same = all(equal for ways in found.values() for equal in ways.values())
     print(f"{run.name} under {', '.join(settings)}: {'the same bytes' if same else f'DIFFERS: {found}'}", flush=True)
-    return {"run": run.name, "settings": settings, "went_on": whence, "files": found, "same": same}
+    recipe = resolve(load(params_file, tuple(settings)), layout, run, device).recipe.model_dump(mode="json")
+    return {"run": run.name, "recipe": recipe, "settings": settings, "went_on": whence, "files": found, "same": same}
 
 
 def _train(

@@ -102,6 +102,10 @@ def _accuracy(layout: Layout, prepared: Prepared) -> float:
 
 def tiny_settings(params: Params, layout: Layout) -> tuple[str, ...]:
     """Overrides for few images, small, for an epoch."""
-    images = {name: len(open_store(layout.store(name)).split("train")) for name in params.study.datasets}
-    few = (f"datasets.{name}.fraction={min(1.0, _TINY_IMAGES / most):.6f}" for name, most in images.items())
-    return (*_TINY, *few)
+    return (*_TINY, *few(params, layout, _TINY_IMAGES))
+
+
+def few(params: Params, layout: Layout, images: int) -> tuple[str, ...]:
+    """Overrides for about so many images of each training split, where there are more."""
+    found = {name: len(open_store(layout.store(name)).split("train")) for name in params.study.datasets}
+    return tuple(f"datasets.{name}.fraction={min(1.0, images / most):.6f}" for name, most in found.items())

@@ -78,8 +78,8 @@ def activation_bytes(
     The loss is with the phase's penalty; where a phase measures its rates, the pass for that counts, if it keeps more.
     As they are kept op by op; a compiled pass keeps fewer. Without parameters and buffers, and what a penalty holds by
     itself, such as the weights of the start; with bf16, the weights' copies are kept, too, and counted. fp32 counts are
-    exact; bf16 ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to
-    be fp32. With activation checkpointing, what a block keeps to begin again from is counted in its place.
+    exact on a CPU (a GPU's pointwise convolutions are products, which keep no input where the weight is frozen); bf16
+    ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to be fp32. With activation checkpointing, what a block keeps to begin again from is counted in its place.
     """
     on_cpu = recipe.model_copy(update={"device": "cpu"})
     with FakeTensorMode():

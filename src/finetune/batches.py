@@ -24,7 +24,7 @@ from finetune.store import Split
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of pixels in [0, 1]: what the pretrained weights expect
 STD = (0.229, 0.224, 0.225)
 
-_AHEAD = 3  # batches that are gathered while the device works
+_AHEAD = 3  # batches that are gathered while the device works, each by a thread
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class DeviceBatches(Batches):
     """Batches whose views are made on the device, from pixels that are resident there or streamed to it."""
 
     resident: Tensor | None  # uint8, flat, the split's whole pixel file on the device; None: stream it
-    exact: bool  # resample in float32 rather than float16
+    exact: bool  # resample in float32 rather than float16; Triton's kernel always does
 
     def _pass(self, order: np.ndarray, crops: Crops | None, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         bounds = [(s * self.batch_size, min((s + 1) * self.batch_size, len(order))) for s in range(steps)]
@@ -102,7 +102,7 @@ class DeviceBatches(Batches):
             yield self._made(pixels, views, rows), labels[begin:end]
 
     def _made(self, pixels: Tensor, views: Views, rows: slice) -> Tensor:
-        if pixels.is_cuda and view_kernel.INSTALLED:
+        if pixels.is_cuda and view_kernel.usable():
             return views.drawn(pixels, rows, _statistics(self.device), self.memory_format)
         return normalise(views.resample(pixels, rows, self.exact), self.memory_format)
 

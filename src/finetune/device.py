@@ -13,7 +13,8 @@ from finetune.errors import InputError
 from finetune.params import TrainingParams
 from finetune.store import Split
 
-_NOTHING_KEPT = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}  # options of torch.compile
+_FEWER_WRITTEN = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}  # options of torch.compile
+_SAME_BITS = (":4096:8", ":16:8")  # of cuBLAS's workspaces
 _SHARE_FOR_PIXELS = 0.4  # of the GPU's free memory; the rest is for activations
 
 
@@ -48,13 +49,27 @@ def configure(recipe: TrainingParams) -> None:
         torch.backends.cudnn.benchmark = not recipe.deterministic
         torch.use_deterministic_algorithms(recipe.deterministic)
         if recipe.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which PyTorch asks of cuBLAS for it
+            _ask_cublas()
             # Every kernel here writes all of its output.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        if recipe.compile != "none":
-            import torch._inductor.config as inductor  # takes a second
+    if recipe.compile != "none":
+        import torch._inductor.config as inductor  # takes a second
 
-            inductor.deterministic = recipe.deterministic  # else it chooses the order of sums by time
+        inductor.deterministic = recipe.deterministic  # else it chooses the order of sums by time
+
+
+def _ask_cublas() -> None:
+    """Set what PyTorch wants to be set for cuBLAS to give the same bits again.
+
+    Raises:
+        InputError: it is set to something else.
+    """
+    found = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _SAME_BITS[0])
+    if found not in _SAME_BITS:
+        raise InputError(
+            f"CUBLAS_WORKSPACE_CONFIG: found '{found}' in the environment, expected {' or '.join(_SAME_BITS)} for "
+            "training.deterministic: true; unset it"
+        )
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -83,21 +98,24 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
         cpu_gradients.use_float32_gradients(model)
     spare_activations(model, recipe)
     if recipe.compile != "none":
-        _compile(model, recipe.compile)
+        _compile(model, recipe)
 
 
-def _compile(model: MobileNetV2, mode: str) -> None:
-    """Have `model(images)` compiled, and every elementwise stretch computed where it is used.
+def _compile(model: MobileNetV2, recipe: TrainingParams) -> None:
+    """Have `model(images)` compiled; for a GPU, so that fewer elementwise results are written to memory.
 
-    By itself torch.compile writes what several kernels use to memory: copies of what ReLU6 takes in place, and in
-    BatchNorm's backward pass, in float32, all that reads more than four tensors, which is three times the traffic.
+    By itself torch.compile writes a copy of what ReLU6 takes in place, and what two kernels use where it is worked out
+    from more than four tensors, as in BatchNorm's backward pass (docs/performance.md).
     """
+    if recipe.device != "cuda":
+        model.compile(mode=recipe.compile, dynamic=False)
+        return
     import torch._inductor as inductor  # takes a second
 
     for module in model.modules():
         if isinstance(module, nn.ReLU6):
             module.inplace = False
-    model.compile(options={**inductor.list_mode_options(mode), **_NOTHING_KEPT}, dynamic=False)
+    model.compile(options={**inductor.list_mode_options(recipe.compile), **_FEWER_WRITTEN}, dynamic=False)
 
 
 def spare_activations(model: MobileNetV2, recipe: TrainingParams) -> None:

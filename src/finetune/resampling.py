@@ -1,7 +1,8 @@
 """Antialiased bilinear resizing of many images of different sizes at once, as two batched matrix products.
 
 Cropping, resizing and mirroring are linear and separable, so a view of an image is `rows @ image @ columns.T`, with a
-small matrix of filter weights for each of the two axes. On a GPU that is 21 kernels for a whole batch, whatever the
+small matrix of filter weights for each of the two axes. A GPU on which Triton's kernel (`view_kernel`) cannot be had
+takes 21 kernels for a whole batch, whatever the
 images' sizes, and 23 where a crop reaches beyond its image: 7 work out places and filter centres, which is next to
 nothing; 7 make the weights, of both axes at once; the rest gather, multiply twice and round. A batch that would take
 too much memory goes in several parts. The filter is torchvision's and Pillow's (a triangle as wide as the reduction),
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.view_kernel import draw
+from finetune.view_kernel import draw_views
 
 _AT_ONCE = 2**27  # gathered pixels and weights in one go; bounds its memory, some 20 bytes each
 _FAR = 1e9  # pixels
@@ -122,7 +123,7 @@ class Views:
             N x 3 x size x size in float32, in `layout`.
         """
         last = layout == torch.channels_last
-        return draw(pixels, self._numbers[rows], self._whole[rows], *statistics, self._size, last)
+        return draw_views(pixels, self._numbers[rows], self._whole[rows], *statistics, self._size, last)
 
     def _part(self, triples: Tensor, part: slice, tall: int, wide: int, exact: bool) -> Tensor:
         """N x size x (3 x size): line by line, each in red, green and blue."""

@@ -10,6 +10,7 @@ find most of them in the multiprocessor's cache. The arithmetic is `resampling`'
 from __future__ import annotations  # tl is not there for kernels' annotations where Triton is not installed
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,7 +39,7 @@ def _tap(t, length, start, last, centre, reach):
 
 
 @_jit()
-def resample(
+def _views(
     pixels,
     numbers,
     whole,
@@ -50,8 +51,8 @@ def resample(
     BLOCK: tl.constexpr,
 ):
     """One block of output pixels of one view; `numbers` and `whole` are as `resampling.Views` sends them."""
-    n = tl.program_id(1)
-    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.program_id(0)
+    p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at = p < SIZE * SIZE
     numbers += n * 6
     whole += n * 8
@@ -94,11 +95,11 @@ def resample(
     to = out + n.to(tl.int64) * (3 * SIZE * SIZE)
     for channel in tl.static_range(3):
         if channel == 0:
-            level = red / sums
+            level = tl.div_rn(red, sums)
         elif channel == 1:
-            level = green / sums
+            level = tl.div_rn(green, sums)
         else:
-            level = blue / sums
+            level = tl.div_rn(blue, sums)
         # In float32 what is added to 1.5 x 2^23 is rounded, halves to even.
         level = tl.minimum(tl.maximum((level + 12582912.0) - 12582912.0, 0.0), 255.0)
         value = tl.div_rn(level - tl.load(means + channel), tl.load(deviations + channel))
@@ -112,7 +113,7 @@ def resample(
     schema="(Tensor pixels, Tensor numbers, Tensor whole, Tensor means, Tensor deviations, int size, "
     "bool channels_last) -> Tensor",
 )
-def draw(
+def draw_views(
     pixels: Tensor,
     numbers: Tensor,
     whole: Tensor,
@@ -133,9 +134,9 @@ def draw(
         N x 3 x size x size, float32.
     """
     out = _room(numbers, size, channels_last)
-    grid = ((size * size + BLOCK - 1) // BLOCK, len(out))
+    grid = (len(out), (size * size + BLOCK - 1) // BLOCK)
     with torch.cuda.device_of(pixels):
-        resample[grid](
+        _views[grid](
             pixels,
             numbers,
             whole,
@@ -150,9 +151,26 @@ def draw(
     return out
 
 
-@draw.register_fake
+@draw_views.register_fake
 def _(pixels, numbers, whole, means, deviations, size, channels_last):
     return _room(numbers, size, channels_last)
+
+
+@cache
+def usable() -> bool:
+    """Whether the kernel runs on this machine's GPU; tried once, and said where it does not: Triton needs a C compiler,
+    and not every GPU will do."""
+    if not (INSTALLED and torch.cuda.is_available()):
+        return False
+    try:
+        one, three = torch.ones(1, 3, 2, device="cuda"), torch.ones(3, device="cuda")
+        whole = torch.tensor([[0, 1, 0, 0, 1, 1, 0, 0]], device="cuda")
+        draw_views(torch.zeros(3, dtype=torch.uint8, device="cuda"), one, whole, three, three, 1, True)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        print(f"Triton cannot make views on this GPU ({reason}): matrix products do, which takes longer", flush=True)
+        return False
+    return True
 
 
 def _room(numbers: Tensor, size: int, channels_last: bool) -> Tensor:
