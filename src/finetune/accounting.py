@@ -79,7 +79,8 @@ def activation_bytes(
     As they are kept op by op; a compiled pass keeps fewer. Without parameters and buffers, and what a penalty holds by
     itself, such as the weights of the start; with bf16, the weights' copies are kept, too, and counted. fp32 counts are
     exact on a CPU (a GPU's pointwise convolutions are products, which keep no input where the weight is frozen); bf16
-    ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to be fp32. With activation checkpointing, what a block keeps to begin again from is counted in its place.
+    ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to be fp32.
+    With activation checkpointing, what a block keeps to begin again from is counted in its place.
     """
     on_cpu = recipe.model_copy(update={"device": "cpu"})
     with FakeTensorMode():
