@@ -1,9 +1,9 @@
-"""Convolutions in the form that a GPU computes fastest, with the weights and names as they were.
+"""Convolutions in other forms on a GPU, with the weights and names as they were.
 
-A pointwise convolution of a channels_last tensor is a matrix product of its rows. cuBLAS's kernels for that are faster
-than cuDNN's for the convolution, above all backward: all of MobileNetV2's in bf16 at batch 256 and 224 px took 4.2
-instead of 5.1 ms on an H200. The first convolution has three channels, of which cuDNN's half-precision kernels for
-the weight's gradient make little; with five of zeros beside them it takes those for the tensor cores.
+A pointwise convolution of a channels_last tensor is a matrix product of its rows. One by one, all of MobileNetV2's took
+4.2 ms by cuBLAS and 5.1 by cuDNN, forward and backward, in bf16 at batch 256 and 224 px on an H200. The first
+convolution has three channels, too few for the tensor cores; it is given five of zeros beside them. What either gains
+in a whole step is not clear (docs/performance.md).
 """
 
 import torch
