@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import zc.lockfile
 from mlflow import MlflowClient
 
 from dvc_checkout import ROOT, Checkout
 from finetune import figures
 from finetune.side_by_side import out_of_date
+from finetune.workflow import _dvc_command
 
 pytestmark = pytest.mark.dvc
 
@@ -29,6 +31,18 @@ def test_a_second_repro_runs_nothing(checkout: Checkout) -> None:
     output = checkout.dvc("repro")
     assert checkout.ran(output) == []
     assert "Data and pipelines are up to date." in output
+
+
+def test_a_study_waits_for_dvcs_lock_longer_than_dvc_does_by_itself(checkout: Checkout) -> None:
+    command, _ = _dvc_command()
+    held = zc.lockfile.LockFile(str(checkout.root / ".dvc" / "tmp" / "lock"))
+    waiting = subprocess.Popen([*command, "status"], cwd=checkout.root, stdout=subprocess.DEVNULL)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(10)  # DVC by itself gives up after 3 s
+    finally:
+        held.close()
+    assert waiting.wait(60) == 0
 
 
 def test_every_run_is_in_the_comparison(checkout: Checkout) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from finetune import dvc_process
 
 _MOST = 4  # at once: each loads PyTorch, and they take turns at DVC's lock
-_TRIES = 3  # where another process held that lock for too long
+_TRIES = 3  # where another process held one of DVC's lesser locks, for which it waits 3 s, for too long
 _GLANCE = 0.5  # seconds; two signals at once may both go to another thread, and this one, which handles them, waits on
 _STARTING = re.compile(r"^Running stage 'train@(.+)':", re.MULTILINE)
 _LEADING_TO_ONE = re.compile(r"^Running stage '(prepare|backbone|plan|train)\b", re.MULTILINE)

@@ -188,7 +188,8 @@ def _dvc_command() -> tuple[list[str], dict[str, str]]:
     if shutil.which("dvc", path=str(Path(sys.executable).parent)) is None and shutil.which("dvc") is None:
         raise InputError("dvc is not installed here; `make setup` installs it")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # the stages' `python` is this one
-    return [sys.executable, "-m", "dvc"], {**os.environ, "PATH": path}
+    # Trainings side by side take turns at DVC's lock; without the word it gives up after 3 s, also after a training.
+    return [sys.executable, "-m", "dvc", "--wait-for-lock"], {**os.environ, "PATH": path}
 
 
 def _lock_state(root: Path) -> bytes:
