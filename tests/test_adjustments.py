@@ -108,9 +108,15 @@ def test_bn_eval_where_batchnorm_is_all_that_a_group_trains(model: MobileNetV2) 
         adjusted(model, norms(model), recipe(bn="eval"))
 
 
-def test_bn_train_where_a_layers_weight_is_frozen_and_its_bias_is_not(model: MobileNetV2) -> None:
-    with pytest.raises(InputError, match=r"^mine: bn: train would put .*\.1 under two .* use bn: affine_only"):
-        adjusted(model, build_plan(model, "bias_only", {}), recipe(bn="train"), "mine")
+@pytest.mark.parametrize(("plan", "options"), [("bias_only", {}), ("lite_residual", {"bias": True})])
+def test_bn_train_where_a_layers_weight_is_frozen_and_its_bias_is_not(plan: str, options: dict[str, Any]) -> None:
+    network = build_model(3, 0, plan, options)
+    rows = audit(network, adjusted(network, build_plan(network, plan, options), recipe(bn="train")), 1e-3, 0.0)
+    layers = batchnorm_layers(network)
+    own = [row for row in rows if row["tensor"].rpartition(".")[0] in layers]
+    moving = {row["tensor"].rpartition(".")[2] for row in own if not row["frozen"]}
+    assert moving == {"bias", "running_mean", "running_var", "num_batches_tracked"}
+    assert {row["batchnorm"] for row in own} == {"train"}
 
 
 @pytest.mark.parametrize("plan", ["l2_sp", "delta"])
@@ -118,6 +124,12 @@ def test_a_head_that_a_penalty_decays_has_weight_decay_in_the_first_epochs(model
     first, second = adjusted(model, build_plan(model, plan, {}), recipe(freeze_epochs=1)).phases
     assert first.groups[0].decay
     assert not second.groups[0].decay
+
+
+def test_fewer_epochs_than_phases_with_the_one_that_is_added(model: MobileNetV2) -> None:
+    sentence = r"leaves none for phase 3 of the strategy's 3, the first of which freeze_epochs: 3 adds; .* set freeze_e"
+    with pytest.raises(InputError, match=sentence):
+        adjusted(model, two_phases(model), recipe(epochs=4, freeze_epochs=3))
 
 
 def test_fewer_epochs_than_phases(model: MobileNetV2) -> None:
@@ -162,25 +174,15 @@ def test_bn_where_no_batchnorm_layer_is_trained(plan: str, bn: str) -> None:
     assert adjusted(network, made, recipe(bn="eval"))  # which is how it is
 
 
-def test_a_policy_that_makes_the_plan_another_one(model: MobileNetV2) -> None:
-    plan = build_plan(model, "norm_and_bias", {})
-    with pytest.raises(InputError, match=r"^mine: bn: affine_only would leave .* but norm_only; take plan: norm_only$"):
-        adjusted(model, plan, recipe(bn="affine_only"), "mine")
-    assert adjusted(model, plan, recipe(bn="train"))
-
-
-@pytest.mark.parametrize(("plan", "options"), [("last_layer", {}), ("last_blocks", {"blocks": 1})])
-def test_there_is_nothing_to_be_computed_again(model: MobileNetV2, plan: str, options: dict[str, Any]) -> None:
-    made = build_plan(model, plan, options)
-    with pytest.raises(InputError, match=r"^mine: activation_checkpointing: true .* use activation_checkpointing: fa"):
-        adjusted(model, made, recipe(activation_checkpointing=True), "mine")
-
-
 @pytest.mark.parametrize(
-    ("plan", "options"),
-    [("last_blocks", {"blocks": 2}), ("bias_only", {}), ("lp_ft", {}), ("surgical", {"blocks": [0]})],
+    ("plan", "bn", "other"),
+    [
+        ("norm_and_bias", "affine_only", "norm_only"),
+        ("norm_and_bias", "eval", "last_layer"),
+        ("norm_only", "train", "norm_and_bias"),
+    ],
 )
-def test_what_trains_an_inverted_residual_or_beneath_may_recompute(
-    model: MobileNetV2, plan: str, options: dict[str, Any]
-) -> None:
-    assert adjusted(model, build_plan(model, plan, options), recipe(activation_checkpointing=True))
+def test_a_policy_that_makes_the_plan_another_one(model: MobileNetV2, plan: str, bn: str, other: str) -> None:
+    made = build_plan(model, plan, {})
+    with pytest.raises(InputError, match=rf"^mine: bn: {bn} would (leave|make) .*{other}; take plan: {other}$"):
+        adjusted(model, made, recipe(bn=bn), "mine")

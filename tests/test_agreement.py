@@ -49,11 +49,26 @@ def test_make_study_refuses_before_anything_is_brought(
         workflow.run_study(params.parse(bad), Layout(tmp_path), lambda _: None)
 
 
-@pytest.mark.parametrize("command", [["study", "show"], ["study", "run"], ["study", "use", "bad"], ["plan", "same_lr"]])
+LAST = ["--dataset", "cifar10", "--strategy", "last_layer"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["study", "show"],
+        ["study", "run"],
+        ["study", "use", "bad"],
+        ["plan", "same_lr"],
+        ["train", *LAST, "--seed", "0"],
+        ["run", *LAST],
+    ],
+    ids=" ".join,
+)
 def test_commands_refuse_it(
     tmp_path: Path, bad: dict[str, Any], monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     """Stage plan also for a strategy that is right by itself, as DVC would train that first."""
+    monkeypatch.setattr(workflow, "_dvc", lambda *words, cwd: pytest.fail(f"dvc {words}"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").mkdir()
     for file in ("params.yaml", "studies/bad.yaml"):
@@ -62,6 +77,27 @@ def test_commands_refuse_it(
     assert (result.exit_code, result.stdout) == (2, ""), result.output
     assert result.stderr.startswith(f"finetune: {SENTENCE}")
     assert not (tmp_path / "plans").exists()
+
+
+def test_one_run_is_asked_for_by_itself_and_not_at_all_where_its_study_has_passed(
+    tmp_path: Path, bad: dict[str, Any], asked: list[Params]
+) -> None:
+    one = params.parse(bad)
+    agreement.check_run(one, tmp_path, "cifar10", "same_lr")  # the study's other strategy is not
+    with pytest.raises(InputError, match=f"^{SENTENCE}"):
+        agreement.check_run(one, tmp_path, "cifar10", "last_layer")
+    assert [each.study.strategies for each in asked] == [("same_lr",), ("last_layer",)]
+    right = params.parse(bad | {"strategies": {"same_lr": {}, "last_layer": {}}})
+    agreement.check(right, tmp_path)
+    agreement.check_run(right, tmp_path, "cifar10", "last_layer")
+    assert len(asked) == 3
+
+
+def test_what_a_plan_says_of_its_options_names_the_variant(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    tiny["study"]["strategies"] = ["same_lr", "steep"]
+    tiny["strategies"] = {"same_lr": {}, "steep": {"plan": "layer_decay", "decay": 1.5}}
+    with pytest.raises(InputError, match=r"^params.yaml: strategies.steep: layer_decay: decay: found 1.5, expected"):
+        agreement.check(params.parse(tiny), tmp_path)
 
 
 def test_what_has_passed_is_not_worked_out_again(tmp_path: Path, tiny: dict[str, Any], asked: list[Params]) -> None:

@@ -19,6 +19,7 @@ from finetune.model import build
 from finetune.params import TrainingParams
 from finetune.recomputation import checkpoint_blocks
 from finetune.strategies import build_model, build_plan
+from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Phase
 from finetune.training import make_optimizer, set_modes
 
@@ -37,9 +38,10 @@ def recipe(precision: str = "fp32", size: int = 32) -> TrainingParams:
     )
 
 
-def made(plan: str, **options: bool) -> tuple[Callable[[], MobileNetV2], Phase]:
+def made(plan: str, bn: str | None = None, **options: bool) -> tuple[Callable[[], MobileNetV2], Phase]:
     make = partial(build_model, 3, 0, plan, options)
-    return make, build_plan(make(), plan, options).phases[0]
+    model, chosen = make(), recipe().model_copy(update={"bn": bn})
+    return make, adjusted(model, build_plan(model, plan, options), chosen).phases[0]
 
 
 def unlike_new(model: MobileNetV2) -> None:
@@ -57,11 +59,16 @@ def unlike_new(model: MobileNetV2) -> None:
 
 
 def passed(
-    plan: str, change: Change, precision: str = "fp32", channels_last: bool = True, **options: bool
+    plan: str,
+    change: Change,
+    precision: str = "fp32",
+    channels_last: bool = True,
+    bn: str | None = None,
+    **options: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits, and the gradients of all that is trained."""
     torch.set_num_threads(1)
-    make, phase = made(plan, **options)
+    make, phase = made(plan, bn, **options)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     model = make().to(memory_format=memory_format)  # type: ignore[call-overload]
     unlike_new(model)
@@ -94,6 +101,17 @@ def same(gradient: Tensor, other: Tensor, precision: str) -> bool:
     return torch.equal(gradient, other) or (
         precision == "bf16" and bool((gradient - other).norm() < 0.01 * other.norm())
     )
+
+
+@pytest.mark.parametrize("options", [("bias_only", {}), ("lite_residual", {"bias": True})], ids=["bias", "lite"])
+def test_biases_that_are_trained_alone_under_batch_statistics(options: tuple[str, dict[str, bool]]) -> None:
+    plan, more = options
+    plain, gradients = passed(plan, nothing, bn="train", **more)
+    lean, others = passed(plan, keep_less, bn="train", **more)
+    assert torch.equal(lean, plain)
+    assert list(others) == list(gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-2)])

@@ -43,15 +43,13 @@ EPOCHS = {"gradual_unfreeze": 3, "lp_ft": 2, "lp_ft_slow": 2}  # one a phase; el
 
 _NOTHING_LEFT = "nothing to train"
 REFUSED: dict[tuple[str, str], str] = {
-    ("last_layer", "recomputed"): "trains nothing in or below one",
-    ("last_layer_exact", "recomputed"): "trains nothing in or below one",
+    ("last_layer_exact", "recomputed"): "solves the head at once",
     ("last_layer_exact", "head_first"): "freeze_epochs is 1 but epochs is 1",
-    ("bias_only", "bn_train"): "under two policies",
     ("bias_only", "bn_eval"): _NOTHING_LEFT,
     ("norm_only", "bn_eval"): _NOTHING_LEFT,
-    ("norm_and_bias", "bn_eval"): _NOTHING_LEFT,
+    ("norm_only", "bn_train"): "take plan: norm_and_bias",
+    ("norm_and_bias", "bn_eval"): "take plan: last_layer",
     ("norm_and_bias", "bn_affine_only"): "nothing of this strategy but norm_only",
-    ("lite_residual_bias", "bn_train"): "under two policies",
     ("lite_residual_bias", "bn_eval"): _NOTHING_LEFT,
     **{
         (variant, options): "this strategy trains none"

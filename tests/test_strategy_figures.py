@@ -69,12 +69,17 @@ def test_the_legend_names_what_is_drawn_alone(tmp_path: Path) -> None:
     assert not _of_colour(tmp_path / "from_scratch.png", face).any()
 
 
-def test_a_marker_beneath_another_is_seen(tmp_path: Path) -> None:
-    looks = {"a": figures.Style("#ff0000", "D"), "b": figures.Style("#0000ff", "s")}
-    strategy_figures.accuracy_over_cost([_row("a"), _row("b")], looks, TITLES, tmp_path / "both.png")
-    both = (191, 143, 207)  # the blue at 25 % over the red at 25 % over white
-    pixels = np.asarray(Image.open(tmp_path / "both.png").convert("RGB")).astype(int)
-    assert (abs(pixels - both) <= 2).all(axis=2).sum() > 50
+def test_markers_that_would_cover_each_other_stand_side_by_side(tmp_path: Path) -> None:
+    looks = {
+        name: figures.Style(colour, "s") for name, colour in (("a", "#ff0000"), ("b", "#00ff00"), ("c", "#0000ff"))
+    }
+    looks["low"] = looks["a"]
+    rows = [_row("a", (0.61,)), _row("b"), _row("c", (0.4,)), _row("low", (0.1,))]  # a covers b, the others nothing
+    strategy_figures.accuracy_over_cost(rows, looks, TITLES, tmp_path / "cost.png")
+    a, b, c = _markers(tmp_path / "cost.png", ((255, 191, 191), (191, 255, 191), (191, 191, 255)))
+    assert a == pytest.approx(c, abs=1), "those that are not in each other's way stay where they belong"
+    assert 10 < abs(b - c) < 25
+    assert _of_colour(tmp_path / "cost.png", (153, 153, 153)).sum() > 5, "a line leads back"
 
 
 def test_each_data_set_has_a_panel(tmp_path: Path) -> None:

@@ -23,10 +23,27 @@ def check(params: Params, root: Path) -> None:
     Raises:
         InputError: as `resolved.check_strategies`.
     """
-    notes, key = root / ".finetune" / "agreed", _key(params)
-    known = notes.read_text().split() if notes.is_file() else []
-    if key in known:
-        return
+    key = _key(params)
+    if key not in _noted(root):
+        _work_out(params, root, key)
+
+
+def check_run(params: Params, root: Path, dataset: str, strategy: str) -> None:
+    """One strategy under one data set's recipe, whether the study lists them or not; see `check`."""
+    only = {"datasets": (dataset,), "strategies": (strategy,), "baseline": strategy}
+    alone = params.model_copy(update={"study": params.study.model_copy(update=only)})
+    noted, key = _noted(root), _key(alone)
+    if not {key, _key(params)} & set(noted):  # with the study, its cells have passed
+        _work_out(alone, root, key)
+
+
+def _noted(root: Path) -> list[str]:
+    notes = root / ".finetune" / "agreed"
+    return notes.read_text().split() if notes.is_file() else []
+
+
+def _work_out(params: Params, root: Path, key: str) -> None:
+    notes = root / ".finetune" / "agreed"
     with uncollected():
         from finetune.resolved import check_strategies
 
@@ -34,7 +51,7 @@ def check(params: Params, root: Path) -> None:
     with suppress(OSError):  # a folder that is only read
         notes.parent.mkdir(exist_ok=True)
         part = notes.with_name(f".agreed.{key}.part")
-        part.write_text("\n".join([*known, key][-_KEPT:]) + "\n")
+        part.write_text("\n".join([*_noted(root), key][-_KEPT:]) + "\n")
         part.replace(notes)
 
 

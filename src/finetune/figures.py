@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-AXIS = {"acc": "top-1 accuracy (%)", "loss": "cross-entropy loss (nats)"}
+AXIS = {"acc": "top-1 accuracy (%)", "loss": "loss (nats)"}
 _COLOURS = ("#004488", "#BB5566", "#DDAA33", "#000000", "#66CCEE", "#228833", "#AA3377", "#BBBBBB")
 # As many as share no divisor with the colours: pairs repeat only after 88, and those of one colour are far apart.
 _MARKERS = "osD^vP*X>d<"

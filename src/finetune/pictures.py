@@ -40,7 +40,10 @@ def accuracy_over_cost(comparison: Mapping[str, Any], folder: Path) -> str:
     if not rows:
         return ""
     strategy_figures.accuracy_over_cost(rows, _looks(comparison), titles(comparison), folder / "accuracy-over-cost.png")
-    return "![test accuracy over the memory kept for backward, a marker per strategy](accuracy-over-cost.png)"
+    return (
+        "![test accuracy over the memory kept for backward, a marker per strategy](accuracy-over-cost.png)\n\n"
+        "Markers that would cover each other stand side by side; grey lines lead to where they belong."
+    )
 
 
 def audit(comparison: Mapping[str, Any], strategy: str, title: str, folder: Path) -> str:

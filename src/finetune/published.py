@@ -42,6 +42,9 @@ RESULTS = {
         Result(FULL, 95.7, f"TLlib, model selection; {_ON_TEST}"),
         Result(FULL, 94.7, "ETran"),
         Result(LAST_LAYER, 76.4, f"{_AUTHORS}, later revision; {_ON_TEST}"),
+        Result("biases", 90.8, f"{_AUTHORS}, later revision; {_ON_TEST}"),
+        Result("lite residual", 93.8, f"{_AUTHORS}, later revision; {_ON_TEST}"),
+        Result("lite residual, biases", 94.2, f"{_AUTHORS}, later revision; {_ON_TEST}"),
         Result(SCRATCH, 94.8, f"{_AUTHORS}, later revision; SGD with a cosine schedule; {_ON_TEST}"),
     ),
     "cifar100": (

@@ -104,7 +104,10 @@ class TrainingParams(Section):
             ("schedule.warmup_epochs", self.schedule.warmup_epochs),
         ):
             if value >= self.epochs:
-                raise ValueError(f"{key} is {value:g} but epochs is {self.epochs}; leave an epoch for what comes after")
+                raise ValueError(
+                    f"{key} is {value:g} but epochs is {self.epochs}; leave an epoch for what comes "
+                    f"after, or set {key} to 0"
+                )
         for key, on in (
             ("activation_checkpointing", self.activation_checkpointing),
             ("lean_backward", self.lean_backward),

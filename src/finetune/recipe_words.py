@@ -26,14 +26,18 @@ def schedule(chosen: ScheduleParams) -> str:
     return words + (f", with {epochs(chosen.warmup_epochs)} of warm-up" if chosen.warmup_epochs else "")
 
 
-def extras(recipe: TrainingParams) -> list[str]:
-    """What is on of the options that are off by default, each in words."""
+def extras(recipe: TrainingParams, solved: bool = False) -> list[str]:
+    """What is on of the options that are off by default, each in words.
+
+    Args:
+        solved: whether the head is solved at once, without steps.
+    """
     told = {
         f"label smoothing {recipe.label_smoothing:g}": recipe.label_smoothing,
         f"mixup {recipe.mixup:g}": recipe.mixup,
         f"cutmix {recipe.cutmix:g}": recipe.cutmix,
         f"averaged weights (EMA {recipe.ema:g})": recipe.ema,
-        f"steps of {recipe.accumulation} batches": recipe.accumulation > 1,
+        f"steps of {recipe.accumulation} batches": recipe.accumulation > 1 and not solved,
         f"BatchNorm {recipe.bn}": recipe.bn,
         f"the head alone for {epochs(recipe.freeze_epochs)}": recipe.freeze_epochs,
         "frozen layers that keep little": recipe.lean_backward,

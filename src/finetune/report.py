@@ -101,7 +101,8 @@ def _curves(comparison: Mapping[str, Any], folder: Path) -> str:
     parts = [
         "### Curves",
         "X-axis: epoch. Y-axis: accuracy in percent, then loss. Lines are means over seeds, bands reach from the "
-        "lowest seed to the highest.",
+        "lowest seed to the highest. Loss is cross-entropy; that of training is of augmented images while the weights "
+        "move, and has the strategy's penalty in it, where there is one.",
     ]
     for dataset, title in pictures.titles(comparison).items():
         every = comparison["study"]["strategies"]

@@ -1,5 +1,7 @@
 """A run, worked out from params.yaml and its inputs on disk; and whether that can be, before anything is trained."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,19 +83,27 @@ def check_strategies(params: Params) -> None:
     with torch.device("meta"):
         plain = models.build(2, 0)
     for strategy in params.study.strategies:
-        plan, options = params.plan_for(strategy), params.strategies[strategy].options
-        check_options(strategy, plan, options)
+        name, options = params.plan_for(strategy), params.strategies[strategy].options
+        check_options(strategy, name, options)
         model = plain
-        if adapts(plan):
-            with torch.device("meta"):
-                model = build_model(2, 0, plan, options)
+        with _naming(strategy):
+            if adapts(name):
+                with torch.device("meta"):
+                    model = build_model(2, 0, name, options)
+            plan = build_plan(model, name, options)
         seen: list[TrainingParams] = []
         for dataset in params.study.datasets:
             recipe = params.training_for(dataset, strategy)
-            if recipe in seen:
-                continue
-            seen.append(recipe)
-            where = f"params.yaml: strategies.{strategy} on {dataset}"
-            audit(
-                model, adjusted(model, build_plan(model, plan, options), recipe, where), recipe.lr, recipe.weight_decay
-            )
+            if recipe not in seen:
+                seen.append(recipe)
+                where = f"params.yaml: strategies.{strategy} on {dataset}"
+                audit(model, adjusted(model, plan, recipe, where), recipe.lr, recipe.weight_decay)
+
+
+@contextmanager
+def _naming(strategy: str) -> Iterator[None]:
+    """A plan names itself in what it says of its options; several variants may be built on it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"params.yaml: strategies.{strategy}: {error}") from None

@@ -96,6 +96,9 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
     of another id. In MLflow it never takes the place of the study's own run, and whatever fails there is said once and
     left to `finetune track`.
 
+    Raises:
+        InputError: the strategy does not go with its recipe, said before anything is pulled; or an input is missing.
+
     Args:
         device: auto, cpu or cuda; None for what params.yaml says.
         began: when the command began, of time.monotonic(); None for now. Start-up is all from there to the first batch,
@@ -110,6 +113,7 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
 
     began = time.monotonic() if began is None else began
     root = anchor()
+    agreement.check_run(params, root, run.dataset, run.strategy)
     pull_archives(Layout(root), [f"data/{run.dataset}"])
     own = root / ".finetune" / "runs" / (os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex)
     layout = Layout(own, _inputs(params, root, run.dataset))

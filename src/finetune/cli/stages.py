@@ -82,10 +82,11 @@ def train(
     """Train one run (stage train): live in MLflow unless --tracking off."""
     with interruption.handled():
         with uncollected():
-            from finetune import resolved, study
+            from finetune import agreement, resolved, study
 
         params, layout = load(params_file, overrides)
         study.check_run(params, dataset, strategy)
+        agreement.check_run(params, layout.root, dataset, strategy)
         prepared = resolved.resolve(params, layout, study.Run(dataset, strategy, seed), device)
         place = train_run(params, layout, prepared, tracking)
     click.echo(f"{place}: finished")

@@ -112,13 +112,13 @@ def _lines(one: "Strategy", dataset: str) -> Iterable[str]:
     if one.paper:
         yield one.paper
     recipe = one.recipe
-    if all("solve" in phase["adds"] for phase in one.phases):  # without steps, and so without rates and batches
+    if solved := all("solve" in phase["adds"] for phase in one.phases):  # no steps, no rates, no batches
         words = [recipe_words.solver(), f"weight decay {recipe.weight_decay:g}", recipe_words.epochs(recipe.epochs)]
     else:
         words = [recipe_words.optimizer(recipe.optimizer), f"lr {recipe.lr:g}"]
         words += [f"schedule {recipe_words.schedule(recipe.schedule)}", f"weight decay {recipe.weight_decay:g}"]
         words += [recipe_words.epochs(recipe.epochs), f"batches of {recipe.batch_size}"]
-    words += [f"augmentation {recipe.augmentation.name}", *recipe_words.extras(recipe)]
+    words += [f"augmentation {recipe.augmentation.name}", *recipe_words.extras(recipe, solved)]
     yield f"recipe of {dataset}: {'; '.join(words)}"
     rows = audits.by_group(one.audit, recipe.lr)
     for number, phase in enumerate(one.phases):

@@ -5,11 +5,8 @@ from dataclasses import replace
 from torchvision.models import MobileNetV2
 
 from finetune.errors import InputError
-from finetune.model import block_of
 from finetune.recipe import TrainingParams
 from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, check_coverage, tensors_of, trainable
-
-_RECOMPUTABLE = {f"features.{i}" for i in range(18)}  # with one of them trained, inverted residuals keep activations
 
 
 def adjusted(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str = "training") -> Plan:
@@ -46,22 +43,26 @@ def _with_batchnorm(model: MobileNetV2, plan: Plan, recipe: TrainingParams, wher
         )
     phases = []
     for phase in plan.phases:
-        groups = tuple(group if group.frozen else replace(group, batchnorm=recipe.bn) for group in phase.groups)
+        bound = _bound_to_trained(model, phase)
+        groups = tuple(
+            replace(group, batchnorm=recipe.bn) if not group.frozen or group.name in bound else group
+            for group in phase.groups
+        )
         before, after = trainable(model, phase.groups), trainable(model, groups)
         if idle := [name for name in before if before[name] and not after[name]]:
             raise InputError(
                 f"{where}: bn: {recipe.bn} leaves the strategy's group '{idle[0]}' nothing to train, as it holds "
                 "BatchNorm weights and biases alone; use bn: affine_only"
             )
-        policies = {name: group.batchnorm for group in groups for name in group.tensors}
-        for layer in batchnorm_layers(model):
-            if policies[f"{layer}.weight"] != policies[f"{layer}.bias"]:
-                raise InputError(
-                    f"{where}: bn: {recipe.bn} would put BatchNorm layer {layer} under two policies, as the strategy "
-                    "freezes one of its weight and bias, and trains the other; use bn: affine_only, or leave bn out"
-                )
         phases.append(replace(phase, groups=groups))
     return replace(plan, phases=tuple(phases))
+
+
+def _bound_to_trained(model: MobileNetV2, phase: Phase) -> set[str]:
+    """The frozen groups with a BatchNorm layer's weight or bias whose other half is trained: one layer, one policy."""
+    owner = {name: group for group in phase.groups for name in group.tensors}
+    pairs = ((owner[f"{layer}.weight"], owner[f"{layer}.bias"]) for layer in batchnorm_layers(model))
+    return {group.name for pair in pairs if pair[0].frozen != pair[1].frozen for group in pair if group.frozen}
 
 
 def _trains_batchnorm(model: MobileNetV2, plan: Plan) -> bool:
@@ -96,21 +97,17 @@ def _check(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str) -
     done = 0.0
     for number, phase in enumerate(plan.phases, 1):
         if round((done + phase.share) * recipe.epochs) <= round(done * recipe.epochs):
+            first = f", the first of which freeze_epochs: {recipe.freeze_epochs} adds" if recipe.freeze_epochs else ""
+            fewer = "the strategy fewer phases" + (", or set freeze_epochs to 0" if recipe.freeze_epochs else "")
             raise InputError(
                 f"{where}: epochs: {recipe.epochs} leaves none for phase {number} of the strategy's "
-                f"{len(plan.phases)}; give the run more epochs, or the strategy fewer phases"
+                f"{len(plan.phases)}{first}; give the run more epochs, or {fewer}"
             )
         done += phase.share
     if recipe.compile != "none" and any(phase.penalty is not None for phase in plan.phases):
         raise InputError(
             f"{where}: compile: {recipe.compile}: this strategy has a penalty, which may look at what the network "
             "computes inside, and a compiled one does not show that; use compile: none"
-        )
-    moving = (name for phase in plan.phases for names in trainable(model, phase.groups).values() for name in names)
-    if recipe.activation_checkpointing and not any(block_of(name) in _RECOMPUTABLE for name in moving):
-        raise InputError(
-            f"{where}: activation_checkpointing: true computes inverted residuals again, and this strategy trains "
-            "nothing in or below one, so nothing of them is kept anyway; use activation_checkpointing: false"
         )
     if any(phase.solve is not None for phase in plan.phases):
         found = {"epochs": recipe.epochs, "augmentation": recipe.augmentation.name, "mixup": recipe.mixup}

@@ -1,11 +1,12 @@
 """Gradual unfreezing: the head first, then more and more blocks from the top, until everything is trained.
 
-Howard and Ruder 2018, arXiv 1801.06146, who unfreeze one layer an epoch; here `stages` phases of equal length, the last
-of which trains everything.
+Howard and Ruder 2018, arXiv 1801.06146, who unfreeze one layer an epoch; here `stages` phases, as equal as whole
+epochs allow, the last of which trains everything.
 
     blocks trained in phase s of S (s = 0 … S - 1) = the head and the last round(19 s / (S - 1)) below it, at lr
 
-What is still frozen uses its running statistics. Each phase begins with a fresh optimizer.
+What is still frozen uses its running statistics. Each phase begins with a fresh optimizer; the schedule runs on over
+all of them.
 """
 
 from torchvision.models import MobileNetV2

@@ -4,8 +4,8 @@ How far features transfer by depth: Yosinski et al. 2014, arXiv 1411.1792.
 
     rate of block k below the head (k = 1 … 19) = lr if k <= blocks, else 0
 
-With three blocks it is the later revisions'
-"last 3" of the original report. The BatchNorm layers of the blocks that are trained use and update batch statistics.
+With three blocks it is the "last 3" of the original report's later revisions. The BatchNorm layers of the blocks that
+are trained use and update batch statistics.
 """
 
 from torchvision.models import MobileNetV2

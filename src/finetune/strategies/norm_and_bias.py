@@ -30,5 +30,8 @@ def plan(model: MobileNetV2) -> Plan:
     return Plan(
         "pretrained",
         (Phase(groups),),
-        not_under={"affine_only": "would leave nothing of this strategy but norm_only; take plan: norm_only"},
+        not_under={
+            "affine_only": "would leave nothing of this strategy but norm_only; take plan: norm_only",
+            "eval": "would leave nothing of this strategy but last_layer; take plan: last_layer",
+        },
     )

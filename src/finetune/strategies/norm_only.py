@@ -22,4 +22,8 @@ def plan(model: MobileNetV2) -> Plan:
         Group("norm", norm, decay=False, batchnorm="affine_only"),
         Group("frozen", rest, frozen=True, batchnorm="eval"),
     )
-    return Plan("pretrained", (Phase(groups),))
+    return Plan(
+        "pretrained",
+        (Phase(groups),),
+        not_under={"train": "would make this strategy norm_and_bias; take plan: norm_and_bias"},
+    )

@@ -16,5 +16,5 @@ PAPER = "Kornblith et al. 2019, arXiv 1805.08974"
 
 
 def plan(model: MobileNetV2) -> Plan:
-    """The seed report's "same lr": Adam over all parameters, weight decay on all."""
+    """The seed report's "same lr": one group of all parameters, with weight decay."""
     return Plan("pretrained", (Phase((Group("all", tensors_of(model, BLOCKS)),)),))

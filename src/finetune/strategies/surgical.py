@@ -8,7 +8,8 @@ and with `auto`, when an epoch begins and for each block b below the head
 
     ratio_b = mean over some batches of ||gradient of b|| / ||weights of b||,   rate of b = lr * ratio_b / max over b
 
-The gradients are computed at the precision of the training.
+The gradients are computed at the precision of the training, of the cross-entropy of augmented images: without mixup,
+cutmix and label smoothing, whatever the recipe says of them.
 
 Theirs keep the head of the classes before; here classes are new and the head is random, which gives it the largest
 ratio by far. So the head is at lr, and the ratios are set against the largest of the other blocks.
