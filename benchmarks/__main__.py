@@ -40,12 +40,15 @@ NAMES = {  # way -> the key of ours, at the faster of its precisions, against it
 }
 
 
-def training(size: int, steps: int, rounds: int, ways: tuple[str, ...], images: Path, store: Path) -> dict[str, Any]:
+def training(
+    size: int, steps: int, warm_up: int, rounds: int, ways: tuple[str, ...], images: Path, store: Path
+) -> dict[str, Any]:
     """Rates and ratios at one size; each round measures every way once."""
     rates: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds):
         for way in ways:
-            words = [way, "--size", str(size), "--steps", str(steps), "--images", str(images), "--store", str(store)]
+            words = [way, "--size", str(size), "--steps", str(steps), "--warm-up", str(warm_up)]
+            words += ["--images", str(images), "--store", str(store)]
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.engine", *words],
                 env=environment(way),
@@ -131,9 +134,10 @@ def processor() -> str:
 @click.option("--sizes", default="96,224", show_default=True, help="Pixels.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--steps", default=16, show_default=True, help="Of 32 images, per round and way.")
+@click.option("--warm-up", default=4, show_default=True, help="Steps before them.")
 @click.option("--starts", default=5, show_default=True, help="Trainings that are started with tracking, and without.")
 @click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="For the JSON files.")
-def main(archive: Path | None, sizes: str, rounds: int, steps: int, starts: int, out: Path) -> None:
+def main(archive: Path | None, sizes: str, rounds: int, steps: int, warm_up: int, starts: int, out: Path) -> None:
     """Measure preparing and training on the images of CUB-200-2011, and the start of a training of the sample."""
     archive = archive or next((path for path in ARCHIVES if path.is_file()), None)
     if archive is None:
@@ -147,7 +151,7 @@ def main(archive: Path | None, sizes: str, rounds: int, steps: int, starts: int,
         images, store = prepare_speed.unpack(archive, Path(scratch)), Path(scratch) / "store"
         prepare(datasets.load("cub200"), "any", PrepareParams(short_side=256), archive.parent, store)
         for size in map(int, sizes.split(",")):
-            found[f"train_{size}"] = training(size, steps, rounds, ways, images, store)
+            found[f"train_{size}"] = training(size, steps, warm_up, rounds, ways, images, store)
     found |= start.measure(starts)
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=2) + "\n"

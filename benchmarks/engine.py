@@ -37,26 +37,26 @@ from finetune.strategies import build_plan
 from finetune.training import Step as TrainingStep
 from finetune.training import make_optimizer, train_epoch
 
-BATCH, CLASSES, WARM_UP = 32, 200, 4  # images, classes, batches
+BATCH, CLASSES = 32, 200  # images, classes
 Step = Callable[[Tensor, Tensor], None]
 
 
-def timed(batches: Iterable[tuple[Tensor, Tensor]], step: Step, steps: int) -> float:
-    """Images per second of `steps` steps, after the warm-up."""
+def timed(batches: Iterable[tuple[Tensor, Tensor]], step: Step, steps: int, warm_up: int) -> float:
+    """Images per second of `steps` steps, after `warm_up` ones."""
     began = 0.0
     for number, (images, labels) in enumerate(batches):
-        if number == WARM_UP:
+        if number == warm_up:
             began = time.perf_counter()
         step(images, labels)
-        if number == WARM_UP + steps - 1:
+        if number == warm_up + steps - 1:
             return steps * BATCH / (time.perf_counter() - began)
-    raise click.UsageError(f"too few images: {WARM_UP + steps} batches of {BATCH} are needed")
+    raise click.UsageError(f"too few images: {warm_up + steps} batches of {BATCH} are needed")
 
 
-def ours(size: int, steps: int, store: Path, precision: str, resident: bool) -> float:
-    recipe = TrainingParams.model_validate(
-        {"image_size": size, "batch_size": BATCH, "epochs": 1, "device": "cpu", "precision": precision}
-    )
+def ours(size: int, steps: int, warm_up: int, store: Path, precision: str, resident: bool) -> float:
+    settings = {"image_size": size, "batch_size": BATCH, "epochs": 1, "device": "cpu", "precision": precision}
+    # As many threads as PyTorch takes by itself, as in the other ways.
+    recipe = TrainingParams.model_validate(settings | {"threads": torch.get_num_threads()})
     configure(recipe)
     whole = open_store(store).split("train")
     split = type(whole)(whole.pixels, whole.index[: steps * BATCH], whole.labels[: steps * BATCH])
@@ -67,7 +67,7 @@ def ours(size: int, steps: int, store: Path, precision: str, resident: bool) -> 
     batches = _Resident if resident else Batches
     feed = batches(split, size, BATCH, torch.device("cpu"), torch.channels_last, 0.875)
     few = Batches(
-        type(whole)(split.pixels, split.index[: WARM_UP * BATCH], split.labels[: WARM_UP * BATCH]),
+        type(whole)(split.pixels, split.index[: warm_up * BATCH], split.labels[: warm_up * BATCH]),
         size, BATCH, torch.device("cpu"), torch.channels_last, 0.875,
     )  # fmt: skip
     train_epoch(TrainingStep(model, phase, optimizer, recipe), few, 0, 0, "warm-up")
@@ -87,7 +87,7 @@ class _Resident(Batches):
             yield ready
 
 
-def plain(size: int, steps: int, folder: Path) -> float:
+def plain(size: int, steps: int, warm_up: int, folder: Path) -> float:
     views = Compose([RandomResizedCrop(size), RandomHorizontalFlip(), ToTensor(), Normalize(MEAN, STD)])
     loader = DataLoader(ImageFolder(str(folder), views), BATCH, shuffle=True, num_workers=2, drop_last=True)
     model = mobilenet_v2(num_classes=CLASSES).train()
@@ -99,10 +99,10 @@ def plain(size: int, steps: int, folder: Path) -> float:
         loss.backward()
         optimizer.step()
 
-    return timed(loader, step, steps)
+    return timed(loader, step, steps, warm_up)
 
 
-def with_timm(size: int, steps: int, folder: Path, best: bool) -> float:
+def with_timm(size: int, steps: int, warm_up: int, folder: Path, best: bool) -> float:
     from timm import create_model
     from timm.data import create_dataset, create_loader
     from timm.optim import create_optimizer_v2
@@ -132,7 +132,7 @@ def with_timm(size: int, steps: int, folder: Path, best: bool) -> float:
         loss.backward()
         optimizer.step()
 
-    return timed(loader, step, steps)
+    return timed(loader, step, steps, warm_up)
 
 
 WAYS = (
@@ -151,18 +151,19 @@ WAYS = (
 @click.argument("way", type=click.Choice(WAYS))
 @click.option("--size", default=224, show_default=True, help="Pixels.")
 @click.option("--steps", default=8, show_default=True, help="That are timed, of 32 images.")
+@click.option("--warm-up", default=4, show_default=True, help="Steps before them.")
 @click.option("--images", "folder", required=True, type=click.Path(exists=True, path_type=Path), help="Class folders.")
 @click.option("--store", required=True, type=click.Path(exists=True, path_type=Path), help="The same, prepared.")
-def main(way: str, size: int, steps: int, folder: Path, store: Path) -> None:
+def main(way: str, size: int, steps: int, warm_up: int, folder: Path, store: Path) -> None:
     """Measure one WAY and print it as JSON."""
     if way == "plain":
-        rate = plain(size, steps, folder)
+        rate = plain(size, steps, warm_up, folder)
     elif way.startswith("timm"):
         if way == "timm_same_allocator":
             keep_freed_memory()
-        rate = with_timm(size, steps, folder, best=way != "timm_default")
+        rate = with_timm(size, steps, warm_up, folder, best=way != "timm_default")
     else:
-        rate = ours(size, steps, store, "bf16" if "bf16" in way else "fp32", way.endswith("_resident"))
+        rate = ours(size, steps, warm_up, store, "bf16" if "bf16" in way else "fp32", way.endswith("_resident"))
     print(json.dumps({"way": way, "size": size, "images_per_second": round(rate, 2)}))
 
 

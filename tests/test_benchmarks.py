@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path) -> None:
     tiny_archives.write("cub200", tmp_path / "archives", classes=2, train=90, test=2)
     words = ["--archive", str(tmp_path / "archives" / "CUB_200_2011.tgz"), "--out", str(tmp_path / "results")]
+    words += ["--sizes", "32", "--rounds", "1", "--steps", "1", "--warm-up", "1", "--starts", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--sizes", "32", "--rounds", "1", "--steps", "1", "--starts", "1", *words],
+        [sys.executable, "-m", "benchmarks", *words],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
         capture_output=True,

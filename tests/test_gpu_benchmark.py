@@ -568,11 +568,15 @@ sys.meta_path.insert(0, Absent())
 """
 
 
+# Whatever the settings say: beside other tests, threads that wait for each other take many times as long.
+ONE_THREAD = "import torch\ntorch.set_num_threads(1)\ntorch.set_num_threads = lambda threads: None"
+
+
 def test_every_command_does_without_what_a_bare_gpu_node_lacks(study: Path, toy_inputs: Path, tmp_path: Path) -> None:
     out, nothing = tmp_path / "out", tmp_path / "no-git"
     nothing.mkdir()
-    words = [str(word) for word in everything(study, toy_inputs, out)]
-    code = f"{BLOCKED}\nfrom benchmarks.gpu.__main__ import main\nmain({words!r})"
+    words = [str(word) for word in [*everything(study, toy_inputs, out), "--set", "training.threads=1"]]
+    code = f"{BLOCKED}\n{ONE_THREAD}\nfrom benchmarks.gpu.__main__ import main\nmain({words!r})"
     environment = {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(tmp_path), "PATH": str(nothing)}
     done = subprocess.run(
         [sys.executable, "-c", code],
