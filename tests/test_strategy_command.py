@@ -1,7 +1,13 @@
 """`finetune strategy`: what is printed, and what is refused in one sentence."""
 
+import os
+import pty
 import signal
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +60,29 @@ def refusal(*words: str) -> str:
 def _line(lines: list[str], first: str) -> list[str]:
     """The cells of the last line that begins with that word."""
     return [line.split() for line in lines if line.split()[:1] == [first]][-1]
+
+
+def test_list_on_a_narrow_terminal_says_what_a_plan_is_beneath_it(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 115))
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    source = str(Path(strategies.__path__[0]).parents[1])
+    with subprocess.Popen(
+        [sys.executable, "-m", "finetune", "strategy", "list"],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": source},
+        stdout=theirs,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError), open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123  ends with an error
+            while part := terminal.read(4096):
+                shown += part
+    lines = shown.decode().replace("\r\n", "\n").splitlines()
+    assert process.returncode == 0
+    assert max(map(len, lines)) <= 115
+    at = next(i for i, line in enumerate(lines) if line.startswith("l2_sp "))
+    assert lines[at + 1].startswith("  L2-SP: weights are pulled towards where they started")
 
 
 def test_list_has_a_row_per_plan() -> None:

@@ -69,7 +69,8 @@ def described(params: Params, name: str, dataset: str, classes: int) -> Strategy
         if name not in strategies.names():
             known = {*params.strategies, *strategies.names()}
             raise InputError(
-                f"strategy '{name}' is neither a variant in params.yaml nor a plan; {suggest(name, known)}"
+                f"strategy '{name}' is neither a variant in params.yaml nor a plan; {suggest(name, known)}; another "
+                "study's variants are known with --params studies/STUDY.yaml"
             )
         params = params.model_copy(update={"strategies": {**params.strategies, name: StrategyParams()}})
     try:

@@ -1,5 +1,8 @@
 """What strategies there are, and what each trains."""
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +38,7 @@ def list_(classes: int, variants: bool, params_file: Path, overrides: tuple[str,
     found = catalogue.plans(classes)
     rows = [("plan", "trainable", "share", "groups", "paper", "what it is")]
     rows += [(one.name, *_trained(one), _groups(one), one.paper or "–", one.line) for one in found]
-    for line in aligned(rows, right=(1, 2)):
+    for line in _fitting(rows):
         click.echo(line)
     if variants:
         params, _ = load(params_file, overrides)
@@ -85,6 +88,19 @@ def show(
         title = f"{name}: trains {moved / 1e6:.2f} of {of_all / 1e6:.2f} million parameters"
         audit_picture.draw(audits.by_block(one.audit, one.recipe.lr, phases), title, picture)
         click.echo(f"\n{picture}: drawn")
+
+
+def _fitting(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned lines; on a terminal that is too narrow for them, the last column goes beneath the others."""
+    from finetune.tables import aligned
+
+    lines = aligned(rows, right=(1, 2))
+    columns = shutil.get_terminal_size().columns
+    if not sys.stdout.isatty() or max(map(len, lines)) <= columns:
+        return lines
+    others = aligned([row[:-1] for row in rows], right=(1, 2))
+    beneath = (textwrap.fill(row[-1], columns, initial_indent="  ", subsequent_indent="  ") for row in rows)
+    return [line for pair in zip(others, beneath, strict=True) for line in pair]
 
 
 def _classes_of(params: Any, layout: Any, dataset: str) -> int:
