@@ -1,12 +1,17 @@
-"""The moving average of a network, by hand."""
+"""The moving average of a network, by hand; and that of a run's network, which is validated and kept in its place."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import trained_plan
 from finetune.averaging import Averaged
+from finetune.evaluation import predict
+from finetune.strategies import build_plan
+from finetune.training import Listener, Progress, fit
 
 
 def network() -> nn.Sequential:
@@ -94,3 +99,64 @@ def test_it_goes_on_from_what_was_saved() -> None:
     again.update(1000)
     assert again.state_dict()["0.weight"].item() == 1.5
     assert saved["0.weight"].item() == 2.0, "what was saved is not changed"
+
+
+# The run's
+
+
+@pytest.fixture(scope="module")
+def run(toy_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Progress, list[dict[str, Tensor]]]:
+    """2 epochs of 2 steps at a decay of 0.3, and the network's own tensors at first and after each step."""
+    torch.set_num_threads(1)
+    model, own = trained_plan.network(toy_inputs), list[dict[str, Tensor]]()
+    settings = trained_plan.recipe(ema=0.3, selection="last")
+
+    def note(*_: int) -> None:
+        own.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    note()
+    progress = fit(
+        model,
+        build_plan(model, "same_lr", {}),
+        settings,
+        trained_plan.images(toy_inputs),
+        trained_plan.images(toy_inputs, "val"),
+        1,
+        name="toy",
+        work=tmp_path_factory.mktemp("averaged"),
+        fingerprint="f",
+        listeners=(Listener(step=note),),
+    )
+    return progress, own
+
+
+def replayed(own: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The average after the last step, in float64; counters are the network's own."""
+    average = {name: tensor.double() for name, tensor in own[0].items()}
+    # (1 + t) / (10 + t) after step t, which is counted over both epochs, while that is below 0.3: 4 / 13 is not.
+    for decay, tensors in zip((2 / 11, 3 / 12, 0.3, 0.3), own[1:], strict=True):
+        for name, tensor in tensors.items():
+            average[name] = decay * average[name] + (1 - decay) * tensor.double()
+    counters = {name: tensor for name, tensor in own[-1].items() if not tensor.is_floating_point()}
+    return {name: tensor.float() for name, tensor in average.items()} | counters
+
+
+def test_a_run_keeps_the_average_over_all_its_steps(run: tuple[Progress, list[dict[str, Tensor]]]) -> None:
+    progress, own = run
+    expected = replayed(own)
+    assert list(progress.kept_state) == list(expected)
+    for name, tensor in progress.kept_state.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_run_validates_the_average_that_it_keeps(
+    run: tuple[Progress, list[dict[str, Tensor]]], toy_inputs: Path
+) -> None:
+    (*_, row), own = run[0].rows, run[1]
+    losses = []
+    for tensors in (replayed(own), own[-1]):
+        model = trained_plan.network(toy_inputs)
+        model.load_state_dict(tensors)
+        losses.append(predict(model, trained_plan.images(toy_inputs, "val"), "fp32").loss)
+    assert row["val/loss"] == pytest.approx(losses[0], rel=1e-4)
+    assert row["val/loss"] != pytest.approx(losses[1], rel=1e-2)

@@ -1,6 +1,8 @@
 """DELTA: how far feature maps are from those of the network at the start, which stays as it was."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,12 @@ import torch
 from torch import Tensor
 from torchvision.models import MobileNetV2
 
+import trained_plan
 from finetune.errors import InputError
 from finetune.strategies import build_plan
 from finetune.strategies.delta import LAYERS
 from finetune.strategies.plan import audit
+from finetune.training import Step, make_optimizer, train_epoch
 from penalised import entered, images, jolt, network, value_of, with_running_statistics
 
 TWO = ["features.2", "features.14"]
@@ -40,6 +44,20 @@ def test_it_is_0_at_the_start_under_running_statistics(precision: str) -> None:
     plan = with_running_statistics(build_plan(model, "delta", {"beta": 0.0}))
     with entered(model, plan) as (_, penalty):
         assert value_of(penalty, model, images(4), precision).item() == 0
+
+
+def test_it_is_0_at_the_start_of_mixed_images_too(toy_inputs: Path) -> None:
+    # Both networks see the same ones. Of maps of others the distance would be above 0, as every image has its own.
+    def loss_of_a_step(penalised: bool) -> Any:
+        model = trained_plan.network(toy_inputs)
+        plan = with_running_statistics(build_plan(model, "delta", {"alpha": 1.0, "beta": 0.0}))
+        recipe, batches = trained_plan.recipe(mixup=1.0), replace(trained_plan.images(toy_inputs), batch_size=12)
+        with entered(model, plan) as (phase, penalty):
+            added = penalty if penalised else None
+            step = Step(model, phase, make_optimizer(model, phase, recipe), recipe, penalty=added)
+            return train_epoch(step, batches, 3, 0, "toy")["train/loss"]
+
+    assert loss_of_a_step(True) == loss_of_a_step(False)
 
 
 def test_it_is_above_0_at_the_start_under_batch_statistics() -> None:

@@ -18,7 +18,6 @@ from finetune.model import BLOCKS, block_of, build, load_backbone, load_weights
 from finetune.params import TrainingParams
 from finetune.recomputation import checkpoint_blocks
 from finetune.strategies import build_model, build_plan
-from finetune.strategies.adjustments import adjusted
 from finetune.strategies.lite_residual import Lite
 from finetune.strategies.plan import audit
 from finetune.training import make_optimizer, set_modes
@@ -81,17 +80,26 @@ def normed(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return flat.reshape(x.shape) * weight[:, None, None] + bias[:, None, None]
 
 
-def test_a_module_pools_convolves_norms_projects_and_resizes() -> None:
+@pytest.mark.parametrize(
+    "spread",  # a row a pixel: its shares of the 2 that are resized; counted in those, its centre is
+    [
+        [[1, 0], [0.5, 0.5], [0, 1]],  # at -1/6, 1/2 and 7/6
+        [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]],  # at -1/4, 1/4, 3/4 and 5/4
+    ],
+    ids=["odd", "even"],
+)
+def test_a_module_pools_convolves_norms_projects_and_resizes(spread: list[list[float]]) -> None:
     torch.manual_seed(0)
+    side = len(spread)
     lite = Lite(8, 16, stride=1, kernel=1, groups=2)
     for norm in (lite.norm, lite.last_norm):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias)
-    x = torch.rand(1, 8, 3, 3)
+    x = torch.rand(1, 8, side, side)
     weights = {name: parameter.detach().double().numpy() for name, parameter in lite.named_parameters()}
     given = x[0].double().numpy()
 
-    pooled = np.empty((8, 2, 2))  # of 3 x 3: squares of 4, 2, 2 and 1 values
+    pooled = np.empty((8, 2, 2))  # of 3 x 3: squares of 4, 2, 2 and 1 values; of 4 x 4: of 4 each
     for row in range(2):
         for column in range(2):
             pooled[:, row, column] = given[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean((1, 2))
@@ -100,10 +108,9 @@ def test_a_module_pools_convolves_norms_projects_and_resizes() -> None:
     hidden = normed(np.einsum("oi,irc->orc", both, pooled), weights["norm.weight"], weights["norm.bias"]).clip(0)
     small = np.einsum("oi,irc->orc", weights["project.weight"][:, :, 0, 0], hidden)
     small = normed(small, weights["last_norm.weight"], weights["last_norm.bias"])
-    spread = np.array([[1, 0], [0.5, 0.5], [0, 1]])  # 3 pixels' centres are at -1/6, 1/2 and 7/6 of the 2
     expected = np.einsum("ar,bc,orc->oab", spread, spread, small)
 
-    np.testing.assert_allclose(lite(x, [3, 3])[0].detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(lite(x, [side, side])[0].detach().numpy(), expected, atol=1e-5)
 
 
 def test_a_block_is_its_own_layers_and_the_module_and_the_skip() -> None:
@@ -182,13 +189,6 @@ def test_what_is_frozen_stays_to_the_bit_and_modules_move(bias: bool) -> None:
 def test_modules_that_cannot_be_are_refused_naming_the_option(option: str, value: int) -> None:
     with pytest.raises(InputError, match=f"lite_residual: {option}: found {value}, expected"):
         adapted(**{option: value})
-
-
-def test_batch_statistics_for_biases_alone_are_refused() -> None:
-    # The weights beside them are frozen, and would stand under another policy.
-    model, recipe = adapted(bias=True), TrainingParams(bn="train")
-    with pytest.raises(InputError, match="BatchNorm"):
-        audit(model, adjusted(model, build_plan(model, "lite_residual", {"bias": True}), recipe), 1.0, 0.0)
 
 
 # Where it goes

@@ -1,4 +1,5 @@
-"""What every penalty keeps to: it leaves no trace, changes nothing but gradients, and resumes to the bit."""
+"""What every penalty keeps to: it leaves no trace, changes nothing but gradients, and resumes to the bit; and what it
+is given."""
 
 import copy
 from pathlib import Path
@@ -6,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune import strategies
+from finetune.batches import Batches
 from finetune.interruption import Interrupted
 from finetune.recomputation import checkpoint_blocks
-from penalised import entered, images, jolt, network, same, train, value_of
+from finetune.store import open_store
+from finetune.study import Layout
+from finetune.training import Step, make_optimizer, train_epoch
+from penalised import RECIPE, entered, images, jolt, network, same, train, value_of
 
 PENALISED = ("bss", "delta", "l2_sp")
 
@@ -128,3 +133,24 @@ def test_a_run_trains_in_bf16_with_accumulation_and_averaged_weights(
         train(toy_inputs, tmp_path / "stopped", name, stop=(2, 1), **changes)
     resumed = train(toy_inputs, tmp_path / "stopped", name, **changes)
     assert same(resumed, train(toy_inputs, tmp_path / "whole", name, **changes))
+
+
+def test_it_is_given_the_images_that_the_network_saw_which_may_be_mixed(toy_inputs: Path) -> None:
+    model = network()
+    (phase,) = strategies.build_plan(model, "same_lr", {}).phases
+    seen: list[Tensor] = []
+    told: list[Tensor] = []
+
+    def noted(images: Tensor) -> Tensor:
+        told.append(images)
+        return torch.zeros(())
+
+    model.features.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    recipe = RECIPE.model_copy(update={"mixup": 1.0, "accumulation": 2})
+    store = open_store(Layout(toy_inputs).store("toy"))
+    batches = Batches(store.split("train"), 32, 10, torch.device("cpu"), torch.channels_last, 1.0)
+    train_epoch(Step(model, phase, make_optimizer(model, phase, recipe), recipe, penalty=noted), batches, 3, 0, "toy")
+    unmixed = [images for images, _ in batches.training(recipe.augmentation, 3, 0)]
+    assert len(told) == len(seen) == len(unmixed) == 3
+    assert all(torch.equal(one, other) for one, other in zip(told, seen, strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(told, unmixed, strict=True))

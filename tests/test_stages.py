@@ -218,6 +218,19 @@ def test_pretrained_weights_are_used_and_from_scratch_they_are_not(layout: Layou
     assert not torch.equal(found["from_scratch"], backbone)
 
 
+def test_what_a_plan_adds_is_readied_from_the_pretrained_weights(layout: Layout, tiny: Raw) -> None:
+    # SpotTune's copies are frozen: the run keeps them as they were when it began.
+    tiny["training"]["epochs"] = 1
+    tiny["strategies"]["spottune"] = {}
+    run = Run("toy", "spottune", 1)
+    stages.train(prepared(tiny, layout, run), layout)
+    backbone, kept = load_file(layout.backbone), load_file(layout.run(run) / runs.MODEL)
+    copies = {name.replace(".conv.frozen.", ".conv."): kept[name] for name in kept if ".conv.frozen." in name}
+    assert set(copies) == {name for name in backbone if ".conv." in name}
+    assert [name for name, tensor in copies.items() if not torch.equal(tensor, backbone[name])] == []
+    assert not torch.equal(kept["features.3.conv.0.0.weight"], backbone["features.3.conv.0.0.weight"])  # it was tuned
+
+
 def test_without_validation_the_metrics_have_none(
     tmp_path: Path, layout: Layout, tiny: Raw, make_toy: Any, toy_archives: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""What every strategy keeps, whichever there are: each plan as it comes, and each variant of the catalogue."""
+"""What every strategy keeps, whichever there are: each plan as it comes, each variant of the catalogue, and more."""
 
 import csv
 import io
@@ -22,7 +22,11 @@ from strategy_case import ALWAYS, CATALOGUE, SEED, Case, content_of, moved_thoug
 
 EPOCHS = 4
 PLAIN = {name: {"plan": name} for name in strategies.names() if {"plan": name} not in CATALOGUE.values()}
-VARIANTS: dict[str, dict[str, Any]] = CATALOGUE | {f"{name}_as_it_comes": variant for name, variant in PLAIN.items()}
+OTHERS: dict[str, dict[str, Any]] = {
+    "separate_lr_as_published": {"plan": "separate_lr", "last_blocks": 0, "deep_scale": 0.4, "decay": False},
+    "separate_lr_in_tiers": {"plan": "separate_lr", "tiers": [[3, 0.6], [4, 0], [5, 0.2]]},  # 4 + 7 blocks are frozen
+}
+VARIANTS = CATALOGUE | OTHERS | {f"{name}_as_it_comes": variant for name, variant in PLAIN.items()}
 
 SCHEDULE = {"name": "cosine", "warmup_epochs": 0.75}
 # Of 4 epochs of 2 steps: (1 + cos(k 22.5 degrees)) / 2 at step k; the warm-up is 1.5 steps long, so 1 / 1.5 at first.
@@ -112,6 +116,23 @@ def test_it_resumes_in_mid_epoch_and_at_every_change_of_phase(case: Case) -> Non
         with pytest.raises(KeyError):
             case.run(f"killed {start}", Listener(epoch=_killed_after(start)), pace=ALWAYS)
         assert same(case.run(f"killed {start}"), case.whole), start
+
+
+@pytest.mark.parametrize("name", ["last_layer", "lp_ft", "gradual_unfreeze"])
+def test_it_resumes_where_features_are_cached(
+    name: str,
+    toy_inputs: Path,
+    tiny_content: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # The first epoch is of the head alone, on cached features; the second is too, or begins the phase after it.
+    content = content_of(tiny_content, name, CATALOGUE[name], EPOCHS, augmentation={"name": "none"})
+    case = Case(name, content, tmp_path, toy_inputs, copies=True)
+    assert case.whole
+    assert "features of 18 images are cached" in capsys.readouterr().out
+    for at in ((1, 1), (2, 1)):
+        assert same(case.stopped_and_resumed(*at), case.whole), at
 
 
 def _killed_after(epoch: int) -> Callable[[Any], None]:
