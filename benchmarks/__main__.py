@@ -134,7 +134,7 @@ def processor() -> str:
 @click.option("--sizes", default="96,224", show_default=True, help="Pixels.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--steps", default=16, show_default=True, help="Of 32 images, per round and way.")
-@click.option("--warm-up", default=4, show_default=True, help="Steps before them.")
+@click.option("--warm-up", default=4, type=click.IntRange(min=1), show_default=True, help="Steps before them.")
 @click.option("--starts", default=5, show_default=True, help="Trainings that are started with tracking, and without.")
 @click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="For the JSON files.")
 def main(archive: Path | None, sizes: str, rounds: int, steps: int, warm_up: int, starts: int, out: Path) -> None:

@@ -67,7 +67,7 @@ def ours(size: int, steps: int, warm_up: int, store: Path, precision: str, resid
     batches = _Resident if resident else Batches
     feed = batches(split, size, BATCH, torch.device("cpu"), torch.channels_last, 0.875)
     few = Batches(
-        type(whole)(split.pixels, split.index[: warm_up * BATCH], split.labels[: warm_up * BATCH]),
+        type(whole)(whole.pixels, whole.index[: warm_up * BATCH], whole.labels[: warm_up * BATCH]),
         size, BATCH, torch.device("cpu"), torch.channels_last, 0.875,
     )  # fmt: skip
     train_epoch(TrainingStep(model, phase, optimizer, recipe), few, 0, 0, "warm-up")
@@ -151,7 +151,7 @@ WAYS = (
 @click.argument("way", type=click.Choice(WAYS))
 @click.option("--size", default=224, show_default=True, help="Pixels.")
 @click.option("--steps", default=8, show_default=True, help="That are timed, of 32 images.")
-@click.option("--warm-up", default=4, show_default=True, help="Steps before them.")
+@click.option("--warm-up", default=4, type=click.IntRange(min=1), show_default=True, help="Steps before them.")
 @click.option("--images", "folder", required=True, type=click.Path(exists=True, path_type=Path), help="Class folders.")
 @click.option("--store", required=True, type=click.Path(exists=True, path_type=Path), help="The same, prepared.")
 def main(way: str, size: int, steps: int, warm_up: int, folder: Path, store: Path) -> None:

@@ -119,6 +119,23 @@ def test_bn_train_where_a_layers_weight_is_frozen_and_its_bias_is_not(plan: str,
     assert {row["batchnorm"] for row in own} == {"train"}
 
 
+def test_bn_train_where_some_layers_have_their_biases_trained(model: MobileNetV2) -> None:
+    """Frozen layers stay as they are, though they are in one group with halves of those that are not."""
+    head, trained = tensors_of(model, ["classifier"]), "features.18.1"
+    rest = tuple(name for name in tensors_of(model, feature_blocks()) if name != f"{trained}.bias")
+    groups = (
+        Group("head", head),
+        Group("bias", (f"{trained}.bias",)),
+        Group("rest", rest, frozen=True, batchnorm="eval"),
+    )
+    rows = audit(model, adjusted(model, Plan("pretrained", (Phase(groups),)), recipe(bn="train")), 1e-3, 0.0)
+    layers = batchnorm_layers(model)
+    policies = {row["tensor"].rpartition(".")[0]: row["batchnorm"] for row in rows}
+    assert {layer for layer in layers if policies[layer] == "train"} == {trained}
+    moving = {row["tensor"] for row in rows if not row["frozen"]} - set(head)
+    assert moving == {f"{trained}.{part}" for part in ("bias", "running_mean", "running_var", "num_batches_tracked")}
+
+
 @pytest.mark.parametrize("plan", ["l2_sp", "delta"])
 def test_a_head_that_a_penalty_decays_has_weight_decay_in_the_first_epochs(model: MobileNetV2, plan: str) -> None:
     first, second = adjusted(model, build_plan(model, plan, {}), recipe(freeze_epochs=1)).phases

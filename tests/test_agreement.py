@@ -93,6 +93,25 @@ def test_one_run_is_asked_for_by_itself_and_not_at_all_where_its_study_has_passe
     assert len(asked) == 3
 
 
+def test_a_run_that_its_study_does_not_list_has_not_passed_with_it(tmp_path: Path, bad: dict[str, Any]) -> None:
+    bad["study"]["strategies"] = ["same_lr"]
+    one = params.parse(bad)
+    agreement.check(one, tmp_path)
+    with pytest.raises(InputError, match=f"^{SENTENCE}"):
+        agreement.check_run(one, tmp_path, "cifar10", "last_layer")
+
+
+def test_a_run_that_is_not_listed_may_have_overrides_that_exclude_each_other(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    tiny["datasets"] = {"cifar10": {"training": {"epochs": 2}}}
+    tiny["study"] |= {"datasets": ["cifar10"], "strategies": ["same_lr"]}
+    tiny["training"]["epochs"] = 4
+    tiny["strategies"] = {"same_lr": {}, "late": {"plan": "same_lr", "training": {"freeze_epochs": 3}}}
+    with pytest.raises(InputError, match=r"<cifar10, late>: freeze_epochs is 3 but epochs is 2"):
+        agreement.check_run(params.parse(tiny), tmp_path, "cifar10", "late")
+
+
 def test_what_a_plan_says_of_its_options_names_the_variant(tmp_path: Path, tiny: dict[str, Any]) -> None:
     tiny["study"]["strategies"] = ["same_lr", "steep"]
     tiny["strategies"] = {"same_lr": {}, "steep": {"plan": "layer_decay", "decay": 1.5}}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import zc.lockfile
 
 from finetune import dvc_process
 from finetune.errors import InputError
@@ -54,6 +55,38 @@ def outer(root: Path, code: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": SOURCE}
     command = [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)]
     return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_does_not_end_when_it_is_told_to_is_killed_and_what_began_since_is_not(
+    dvc: list[str], tmp_path: Path
+) -> None:
+    deaf = tmp_path / "deaf.py"
+    deaf.write_text(
+        "import pathlib, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "pathlib.Path('deaf.began').touch()\ntime.sleep(30)"
+    )
+    first = dvc_process.start([sys.executable, str(deaf)], tmp_path, os.environ)
+    until((tmp_path / "deaf.began").exists)
+    dvc_process.interrupt_with_patience(0.5)
+    later = dvc_process.start([*dvc, "later", "2"], tmp_path, os.environ)
+    assert first.wait(10) == -signal.SIGKILL
+    assert later.wait(10) == 0
+    for process in (first, later):
+        dvc_process.ended(process)
+
+
+def test_that_another_dvc_holds_the_lock_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    dvc_process.say_if_locked(tmp_path, said.append)
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    held = zc.lockfile.LockFile(str(tmp_path / ".dvc" / "tmp" / "lock"))  # as DVC does
+    assert said == []
+    dvc_process.say_if_locked(tmp_path, said.append)
+    (line,) = said
+    assert line.startswith("another DVC command is at work here and holds")
+    held.close()
+    dvc_process.say_if_locked(tmp_path, said.append)
+    assert len(said) == 1
 
 
 def test_what_has_ended_by_itself_does_not_keep_the_others_from_being_interrupted(

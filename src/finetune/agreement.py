@@ -9,9 +9,13 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune import strategies
+from finetune.errors import InputError
 from finetune.imports import uncollected
-from finetune.params import Params
+from finetune.params import Params, TrainingParams
+from finetune.params_file import sentence
 
 _CODE = Path(__file__).parent
 _KEPT = 50  # notes
@@ -30,10 +34,17 @@ def check(params: Params, root: Path) -> None:
 
 def check_run(params: Params, root: Path, dataset: str, strategy: str) -> None:
     """One strategy under one data set's recipe, whether the study lists them or not; see `check`."""
+    try:
+        params.training_for(dataset, strategy)
+    except ValidationError as error:  # each override is right by itself
+        raise InputError(
+            sentence("params.yaml", ("training", f"<{dataset}, {strategy}>"), error, TrainingParams)
+        ) from None
     only = {"datasets": (dataset,), "strategies": (strategy,), "baseline": strategy}
     alone = params.model_copy(update={"study": params.study.model_copy(update=only)})
     noted, key = _noted(root), _key(alone)
-    if not {key, _key(params)} & set(noted):  # with the study, its cells have passed
+    listed = dataset in params.study.datasets and strategy in params.study.strategies
+    if key not in noted and not (listed and _key(params) in noted):  # with the study, its cells have passed
         _work_out(alone, root, key)
 
 

@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -80,6 +81,36 @@ def interrupt(number: int = signal.SIGINT) -> None:
     for process in tuple(_Now.under_way):
         with suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(process.pid, number)
+
+
+def interrupt_with_patience(patience: float = PATIENCE) -> None:
+    """The same, and what then does not end in so many seconds is killed, such as a DVC that waits for its lock."""
+    told = set(_Now.under_way)
+    interrupt()
+
+    def kill() -> None:
+        for process in told & _Now.under_way:  # not what was started since
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    if told:
+        timer = threading.Timer(patience, kill)
+        timer.daemon = True
+        timer.start()
+
+
+def say_if_locked(root: Path, say: Callable[[str], None]) -> None:
+    """Tell that a DVC which is not ours holds DVC's lock, for which ours would wait without a word."""
+    path = root / ".dvc" / "tmp" / "lock"
+    try:
+        lock = os.open(path, os.O_RDWR)
+    except OSError:  # nobody has ever held it
+        return
+    try:
+        if not _taken(lock):
+            say(f"another DVC command is at work here and holds {path}; waiting for its end")
+    finally:
+        os.close(lock)
 
 
 @contextmanager

@@ -109,4 +109,4 @@ class _Working:
         with self._lock:
             if not self._stopped:
                 self._stopped = True
-                dvc_process.interrupt()
+                dvc_process.interrupt_with_patience()

@@ -34,6 +34,7 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
     sample_remote.check(layout.root, layout.root / data_file.NAME)
     with dvc_process.alone(layout.root, say):
         lock_file.mend(layout.root, say)
+        dvc_process.say_if_locked(layout.root, say)
         # Not only the study's: `dvc repro` wants all that data.dvc lists.
         pull_archives(layout, {*data_file.outs(layout.root), *(f"data/{name}" for name in params.study.datasets)})
         before = _lock_state(layout.root)

@@ -33,12 +33,11 @@ def strategy() -> None:
 def list_(classes: int, variants: bool, params_file: Path, overrides: tuple[str, ...]) -> None:
     """Every plan: how many parameters it trains in any of its phases, its groups, its paper, and what it is."""
     from finetune import catalogue, recipe_words
-    from finetune.tables import aligned
 
     found = catalogue.plans(classes)
     rows = [("plan", "trainable", "share", "groups", "paper", "what it is")]
     rows += [(one.name, *_trained(one), _groups(one), one.paper or "–", one.line) for one in found]
-    for line in _fitting(rows):
+    for line in _fitting(rows, 4):
         click.echo(line)
     if variants:
         params, _ = load(params_file, overrides)
@@ -48,7 +47,7 @@ def list_(classes: int, variants: bool, params_file: Path, overrides: tuple[str,
             settings = recipe_words.own_settings(own.options, own.training)
             rows.append((one.name, *_trained(one), _groups(one), one.plan, settings or "–"))
         click.echo()
-        for line in aligned(rows, right=(1, 2)):
+        for line in _fitting(rows, 5):
             click.echo(line)
 
 
@@ -90,17 +89,18 @@ def show(
         click.echo(f"\n{picture}: drawn")
 
 
-def _fitting(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned lines; on a terminal that is too narrow for them, the last column goes beneath the others."""
+def _fitting(rows: Sequence[Sequence[str]], first: int) -> list[str]:
+    """Aligned lines; on a terminal that is too narrow for them, all but the `first` columns go beneath those."""
     from finetune.tables import aligned
 
     lines = aligned(rows, right=(1, 2))
     columns = shutil.get_terminal_size().columns
     if not sys.stdout.isatty() or max(map(len, lines)) <= columns:
         return lines
-    others = aligned([row[:-1] for row in rows], right=(1, 2))
-    beneath = (textwrap.fill(row[-1], columns, initial_indent="  ", subsequent_indent="  ") for row in rows)
-    return [line for pair in zip(others, beneath, strict=True) for line in pair]
+    above = aligned([row[:first] for row in rows], right=(1, 2))
+    beneath = (": ".join(row[first:]) for row in rows)
+    indented = (textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="  ") for text in beneath)
+    return [line for pair in zip(above, indented, strict=True) for line in pair]
 
 
 def _classes_of(params: Any, layout: Any, dataset: str) -> int:

@@ -1,12 +1,22 @@
 """What the recipe may change about any plan (BatchNorm, a first phase of the head alone), and what it may not."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torchvision.models import MobileNetV2
 
 from finetune.errors import InputError
 from finetune.recipe import TrainingParams
-from finetune.strategies.plan import Group, Phase, Plan, batchnorm_layers, check_coverage, tensors_of, trainable
+from finetune.strategies.plan import (
+    BatchNormPolicy,
+    Group,
+    Phase,
+    Plan,
+    batchnorm_layers,
+    check_coverage,
+    tensors_of,
+    trainable,
+)
 
 
 def adjusted(model: MobileNetV2, plan: Plan, recipe: TrainingParams, where: str = "training") -> Plan:
@@ -43,11 +53,8 @@ def _with_batchnorm(model: MobileNetV2, plan: Plan, recipe: TrainingParams, wher
         )
     phases = []
     for phase in plan.phases:
-        bound = _bound_to_trained(model, phase)
-        groups = tuple(
-            replace(group, batchnorm=recipe.bn) if not group.frozen or group.name in bound else group
-            for group in phase.groups
-        )
+        halves = _halves(model, phase)
+        groups = tuple(part for group in phase.groups for part in _under(recipe.bn, group, halves))
         before, after = trainable(model, phase.groups), trainable(model, groups)
         if idle := [name for name in before if before[name] and not after[name]]:
             raise InputError(
@@ -58,11 +65,23 @@ def _with_batchnorm(model: MobileNetV2, plan: Plan, recipe: TrainingParams, wher
     return replace(plan, phases=tuple(phases))
 
 
-def _bound_to_trained(model: MobileNetV2, phase: Phase) -> set[str]:
-    """The frozen groups with a BatchNorm layer's weight or bias whose other half is trained: one layer, one policy."""
+def _under(policy: BatchNormPolicy, group: Group, halves: set[str]) -> Iterator[Group]:
+    """A group that is trained, under the policy; of a frozen one those tensors that are `halves`, as a group beside."""
+    if not group.frozen:
+        yield replace(group, batchnorm=policy)
+        return
+    beside = tuple(name for name in group.tensors if name in halves)
+    if others := tuple(name for name in group.tensors if name not in halves):
+        yield replace(group, tensors=others)
+    if beside:
+        yield replace(group, name=f"{group.name}_beside", tensors=beside, batchnorm=policy)
+
+
+def _halves(model: MobileNetV2, phase: Phase) -> set[str]:
+    """The frozen weights or biases of BatchNorm layers whose other half is trained: a layer has one policy."""
     owner = {name: group for group in phase.groups for name in group.tensors}
-    pairs = ((owner[f"{layer}.weight"], owner[f"{layer}.bias"]) for layer in batchnorm_layers(model))
-    return {group.name for pair in pairs if pair[0].frozen != pair[1].frozen for group in pair if group.frozen}
+    pairs = ((f"{layer}.weight", f"{layer}.bias") for layer in batchnorm_layers(model))
+    return {name for pair in pairs if len({owner[n].frozen for n in pair}) > 1 for name in pair if owner[name].frozen}
 
 
 def _trains_batchnorm(model: MobileNetV2, plan: Plan) -> bool:
