@@ -151,6 +151,21 @@ def test_ctrl_z_stops_dvc_too_until_it_goes_on(dvc: list[str], tmp_path: Path) -
     assert (tmp_path / "one.ended").exists()
 
 
+def test_what_is_told_to_end_while_it_stands_still_lets_dvc_go_on_to_its_end(dvc: list[str], tmp_path: Path) -> None:
+    code = f"""
+        with dvc_process.alone(root, print):
+            dvc_process.run([*{dvc!r}, 'one', '30'], root, environment)
+    """
+    process = outer(tmp_path, code)
+    until((tmp_path / "one.began").exists)
+    process.send_signal(signal.SIGTSTP)
+    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(10) == 143
+    assert (tmp_path / "one.interrupted").exists()
+
+
 # One at a time
 
 

@@ -167,5 +167,7 @@ def _taken(lock: int) -> bool:
 
 def _pause(_: int, __: FrameType | None) -> None:
     interrupt(signal.SIGSTOP)
-    os.kill(os.getpid(), signal.SIGSTOP)  # until SIGCONT
-    interrupt(signal.SIGCONT)
+    try:
+        os.kill(os.getpid(), signal.SIGSTOP)  # until SIGCONT
+    finally:  # also where it is then told to end: what stands still could not
+        interrupt(signal.SIGCONT)
