@@ -84,7 +84,7 @@ def interrupt(number: int = signal.SIGINT) -> None:
 
 
 def interrupt_with_patience(patience: float = PATIENCE) -> None:
-    """The same, and what then does not end in so many seconds is killed, such as a DVC that waits for its lock."""
+    """Interrupt, and kill what does not end in so many seconds, such as a DVC that waits for another's lock."""
     told = set(_Now.under_way)
     interrupt()
 
