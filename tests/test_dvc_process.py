@@ -135,31 +135,30 @@ def test_where_ctrl_c_is_ignored_dvc_still_ends_when_told(dvc: list[str], tmp_pa
     assert (tmp_path / "one.interrupted").exists()
 
 
-def test_ctrl_z_stops_dvc_too_until_it_goes_on(dvc: list[str], tmp_path: Path) -> None:
+def stopped(dvc: list[str], root: Path, seconds: float) -> subprocess.Popen[str]:
+    """A process that Ctrl-Z has stopped, with a DVC below it that takes so long."""
     code = f"""
         with dvc_process.alone(root, print):
-            dvc_process.run([*{dvc!r}, 'one', '0.5'], root, environment)
+            dvc_process.run([*{dvc!r}, 'one', '{seconds}'], root, environment)
     """
-    process = outer(tmp_path, code)
-    until((tmp_path / "one.began").exists)
+    process = outer(root, code)
+    until((root / "one.began").exists)
     [below] = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGTSTP)
-    until(lambda: below.status() == psutil.STATUS_STOPPED)
-    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    for each in (below, psutil.Process(process.pid)):
+        until(lambda each=each: each.status() == psutil.STATUS_STOPPED)
+    return process
+
+
+def test_ctrl_z_stops_dvc_too_until_it_goes_on(dvc: list[str], tmp_path: Path) -> None:
+    process = stopped(dvc, tmp_path, 0.5)
     process.send_signal(signal.SIGCONT)
     assert process.wait(10) == 0
     assert (tmp_path / "one.ended").exists()
 
 
 def test_what_is_told_to_end_while_it_stands_still_lets_dvc_go_on_to_its_end(dvc: list[str], tmp_path: Path) -> None:
-    code = f"""
-        with dvc_process.alone(root, print):
-            dvc_process.run([*{dvc!r}, 'one', '30'], root, environment)
-    """
-    process = outer(tmp_path, code)
-    until((tmp_path / "one.began").exists)
-    process.send_signal(signal.SIGTSTP)
-    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    process = stopped(dvc, tmp_path, 30)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     assert process.wait(10) == 143
