@@ -22,8 +22,9 @@ import click
 import torch
 
 from benchmarks import prepare_speed, start
-from benchmarks.engine import WAYS
+from benchmarks.engine import sensible, timms_best_flags
 from finetune import datasets
+from finetune.device import cpu_has_bf16
 from finetune.params import PrepareParams
 from finetune.prepare import prepare
 
@@ -65,12 +66,14 @@ def training(
     print(f"  {'way':22}{'images/s':>10}{'least':>9}{'most':>9}{'ours is':>10}{'least':>9}{'most':>9}")
     for way, values in rates.items():
         line = f"  {way:22}{statistics.median(values):10.1f}{min(values):9.1f}{max(values):9.1f}"
-        if key := NAMES.get(way):
+        if (key := NAMES.get(way, "")) in found["spread"]:
             least, most = found["spread"][key]
             line += f"{found[key]:8.2f} x{least:9.2f}{most:9.2f}"
         print(line)
     fed = ", ".join(f"{precision} {ratio:.3f}" for precision, ratio in found["feed_ratios"].items())
     print(f"  fed, of the rate on one ready batch: {fed}")
+    if "timm_best" in rates:
+        print(f"  timm's best flags on this CPU: {timms_best_flags()}")
     return found
 
 
@@ -85,13 +88,15 @@ def compared(rates: dict[str, list[float]]) -> dict[str, Any]:
 
     `feed_ratio` is the rate against that of the same step on a ready batch, at the faster of our precisions.
     """
-    fastest = max(("ours", "ours_bf16"), key=lambda way: statistics.median(rates[way]))
+    precisions = {"fp32": "ours", "bf16": "ours_bf16"}
+    own = [way for way in precisions.values() if way in rates]
+    fastest = max(own, key=lambda way: statistics.median(rates[way]))
 
     def ratios(one: str, other: str) -> list[float]:
         return [round(a / b, 3) for a, b in zip(rates[one], rates[other], strict=True)]
 
-    against = {key: ratios(fastest, way) for way, key in NAMES.items() if way in rates}
-    fed = {way: ratios(way, f"{way}_resident") for way in ("ours", "ours_bf16")}
+    against = {key: ratios(fastest, way) for way, key in NAMES.items() if way in rates and (way != "ours" or own[1:])}
+    fed = {way: ratios(way, f"{way}_resident") for way in own}
     feeds = {way: round(statistics.median(values), 3) for way, values in fed.items()}
     return {
         "images_per_second": statistics.median(rates[fastest]),
@@ -99,7 +104,7 @@ def compared(rates: dict[str, list[float]]) -> dict[str, Any]:
         "rounds": rates,
         **{key: round(statistics.median(values), 3) for key, values in against.items()},
         "feed_ratio": feeds[fastest],
-        "feed_ratios": {"fp32": feeds["ours"], "bf16": feeds["ours_bf16"]},
+        "feed_ratios": {precision: feeds[way] for precision, way in precisions.items() if way in rates},
         "spread": {key: [min(values), max(values)] for key, values in (against | {"feed_ratio": fed[fastest]}).items()},
     }
 
@@ -116,6 +121,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": version("timm") if importlib.util.find_spec("timm") else None,
+        "timm_best": timms_best_flags(),
         "environment": {"ours, timm_same_allocator": THREADS_SLEEP},
     }
 
@@ -125,8 +131,7 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    low = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bf16"
-    return f"{(names or [platform.processor() or 'processor unknown'])[0]}, {low}"
+    return f"{(names or [platform.processor() or 'processor unknown'])[0]}, {'bf16' if cpu_has_bf16() else 'no bf16'}"
 
 
 @click.command()
@@ -142,9 +147,11 @@ def main(archive: Path | None, sizes: str, rounds: int, steps: int, warm_up: int
     archive = archive or next((path for path in ARCHIVES if path.is_file()), None)
     if archive is None:
         raise click.UsageError(f"no {ARCHIVES[1]}; bring it with `dvc pull data/cub200`, or name one with --archive")
-    ways = tuple(way for way in WAYS if importlib.util.find_spec("timm") or not way.startswith("timm"))
-    if len(ways) < len(WAYS):
+    ways = sensible()
+    if "timm_best" not in ways:
         print("timm is not installed, so left out: .venv/bin/pip install --no-deps -r requirements-bench.lock")
+    if not cpu_has_bf16():
+        print("this CPU has no instructions for bf16, so bf16 is left out, of timm's best flags, too")
     found: dict[str, Any] = {**machine(), "archive_bytes": archive.stat().st_size}
     found["prepare"] = prepare_speed.measure(archive, 256, rounds)
     with tempfile.TemporaryDirectory() as scratch:

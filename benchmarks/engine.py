@@ -2,16 +2,17 @@
 
 Ways, all at batch 32 with random resized crop and flip, Adam, on 200 classes:
 
-- `ours`: this project's epoch over a prepared store; `ours_bf16` the same under bf16 autocast
+- `ours`: this project's epoch over a prepared store; `ours_bf16` the same under bf16 autocast, for CPUs that have it
 - `ours_resident`, `ours_bf16_resident`: the same step on one fixed batch that lies ready, which says what feeding costs
 - `plain`: torch's defaults, ImageFolder and a DataLoader with two workers
 - `timm_default`, `timm_best`, `timm_same_allocator`: timm's create_loader, model, optimizer and step as its train.py
-  takes them; best: --channels-last --amp --amp-dtype bfloat16; same allocator: that, and the process set up as ours is:
-  glibc told to keep memory, and OpenMP's threads to sleep while they wait
+  takes them; best: --channels-last --amp --amp-dtype bfloat16, or --channels-last alone on a CPU without bf16; same
+  allocator: that, and the process set up as ours is: glibc told to keep memory, OpenMP's threads to sleep as they wait
 
 Run: `python -m benchmarks.engine WAY --size 224 --images FOLDER --store STORE`, which prints JSON.
 """
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,7 @@ from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, Ran
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
-from finetune.device import configure, move_to_device
+from finetune.device import configure, cpu_has_bf16, move_to_device
 from finetune.params import AugmentationParams, TrainingParams
 from finetune.store import open_store
 from finetune.strategies import build_plan
@@ -126,7 +127,7 @@ def with_timm(size: int, steps: int, warm_up: int, folder: Path, best: bool) -> 
     def step(images: Tensor, labels: Tensor) -> None:
         if best:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16) if best else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16) if best and cpu_has_bf16() else nullcontext():
             loss = cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -145,6 +146,17 @@ WAYS = (
     "timm_best",
     "timm_same_allocator",
 )
+
+
+def timms_best_flags() -> str:
+    """Of its train.py on this CPU."""
+    return "--channels-last --amp --amp-dtype bfloat16" if cpu_has_bf16() else "--channels-last"
+
+
+def sensible() -> tuple[str, ...]:
+    """The ways worth measuring here: bf16 only where the CPU has instructions for it, timm where it is installed."""
+    ways = WAYS if cpu_has_bf16() else tuple(way for way in WAYS if "bf16" not in way)
+    return ways if importlib.util.find_spec("timm") else tuple(way for way in ways if not way.startswith("timm"))
 
 
 @click.command()

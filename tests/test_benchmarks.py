@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tiny_archives
+from finetune.device import cpu_has_bf16
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,12 +34,13 @@ def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path)
     found = json.loads(latest.read_text())
     assert {"commit", "dirty", "date", "machine", "python", "torch"} <= found.keys()
     assert {"images_per_second", "vs_plain", "vs_plain_in_batches"} <= found["prepare"].keys()
-    against = {"vs_plain", "vs_own_fp32", "feed_ratio"}
+    against = {"vs_plain", "feed_ratio"} | ({"vs_own_fp32"} if cpu_has_bf16() else set())
     if importlib.util.find_spec("timm"):  # `make test` installs it
         against |= {"vs_timm_default", "vs_timm_best", "vs_timm_same_allocator"}
     assert {"images_per_second", *against} <= found["train_32"].keys()
     assert found["train_32"]["spread"].keys() == against
-    assert found["train_32"]["feed_ratios"].keys() == {"fp32", "bf16"}
+    assert found["train_32"]["feed_ratios"].keys() == {"fp32"} | ({"bf16"} if cpu_has_bf16() else set())
+    assert ("bfloat16" in found["timm_best"]) == cpu_has_bf16()
     assert found["start_seconds"] == found["start"]["seconds"]["auto"][0]
     assert all(rate > 0 for rates in found["train_32"]["rounds"].values() for rate in rates)
 
@@ -55,9 +57,26 @@ def test_the_feed_ratio_is_that_of_the_faster_precision(monkeypatch: pytest.Monk
     assert found["spread"] == {"vs_own_fp32": [1.364, 1.5], "feed_ratio": [0.6, 0.75]}  # 30 / 22, 30 / 20
 
 
+def test_a_cpu_without_bf16_is_measured_in_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import engine
+    from benchmarks.__main__ import compared
+
+    monkeypatch.setattr(engine, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    ways = engine.sensible()
+    assert ways == ("ours", "ours_resident", "plain", "timm_default", "timm_best", "timm_same_allocator")
+    assert engine.timms_best_flags() == "--channels-last"
+    found = compared({way: [2.0 * (number + 1)] for number, way in enumerate(ways)})
+    assert found["fastest"] == "ours"
+    assert found["feed_ratios"] == {"fp32": 0.5}
+    assert found["spread"].keys() == {f"vs_{way}" for way in ways[2:]} | {"feed_ratio"}  # not beside itself
+
+
 def test_only_what_is_set_up_as_ours_is_has_threads_that_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks.__main__ import WAYS, environment
+    from benchmarks.__main__ import environment
+    from benchmarks.engine import WAYS
 
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # as make exports it
     own = {"ours", "ours_resident", "ours_bf16", "ours_bf16_resident", "timm_same_allocator"}

@@ -31,6 +31,11 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 (AVX-512 BF16, AMX); without them it takes many times as long."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def configure(recipe: TrainingParams) -> None:
     """Set what PyTorch keeps for the whole process: threads, TF32, choice of kernels, determinism.
 
@@ -38,7 +43,7 @@ def configure(recipe: TrainingParams) -> None:
     """
     keep_freed_memory()
     torch.set_num_threads(recipe.threads)
-    if recipe.device == "cpu" and recipe.precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if recipe.device == "cpu" and recipe.precision == "bf16" and not cpu_has_bf16():
         print(
             "training.precision: bf16: this CPU has no instructions for it (AVX-512 BF16, AMX), so it takes many times "
             "as long as fp32; `finetune calibrate` measures what is fastest here",
