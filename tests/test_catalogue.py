@@ -96,6 +96,13 @@ def test_an_option_that_the_plan_lacks_is_refused() -> None:
         catalogue.described(_params({"slow": {"plan": "same_lr", "decay": False}}), "slow", "cifar10", 10)
 
 
+def test_what_a_plan_refuses_of_its_options_names_the_variant() -> None:
+    params = _params({"near": {"plan": "l2_sp"}, "away": {"plan": "l2_sp", "alpha": -1.0}})
+    assert catalogue.described(params, "near", "cifar10", 10).plan == "l2_sp"
+    with pytest.raises(InputError, match=r"^params\.yaml: strategies\.away: l2_sp: alpha: found -1"):
+        catalogue.described(params, "away", "cifar10", 10)
+
+
 def test_a_recipe_that_does_not_go_together_is_refused() -> None:
     params = _params({"late": {"plan": "same_lr", "training": {"freeze_epochs": 3}}})
     params.datasets["cub200"].training["epochs"] = 2

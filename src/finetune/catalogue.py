@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torchvision.models import MobileNetV2
 
 from finetune import strategies
-from finetune.errors import InputError, suggest
+from finetune.errors import InputError, named, suggest
 from finetune.params import Params, StrategyParams
 from finetune.params_file import sentence
 from finetune.recipe import TrainingParams
@@ -82,10 +82,12 @@ def described(params: Params, name: str, dataset: str, classes: int) -> Strategy
 
 def _worked_out(name: str, plan: str, options: Mapping[str, Any], recipe: TrainingParams, classes: int) -> Strategy:
     strategies.check_options(name, plan, options)
+    where = f"params.yaml: strategies.{name}"
     with torch.device("meta"):
-        model = strategies.build_model(classes, 0, plan, options)
-        worked_out = strategies.build_plan(model, plan, options)
-        worked_out = adjusted(model, worked_out, recipe, f"params.yaml: strategies.{name}")
+        with named(where):
+            model = strategies.build_model(classes, 0, plan, options)
+            worked_out = strategies.build_plan(model, plan, options)
+        worked_out = adjusted(model, worked_out, recipe, where)
         rows = audit(model, worked_out, recipe.lr, recipe.weight_decay)
         all_options = _with_defaults(model, plan, options)
     module = importlib.import_module(f"finetune.strategies.{plan}")

@@ -62,15 +62,20 @@ def run(
     stdout: int | None = None,
     stderr: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run DVC to its end; without pipes (subprocess.PIPE) its output is the user's."""
+    """Run DVC to its end; without pipes (subprocess.PIPE) its output is the user's.
+
+    Whatever unwinds this process interrupts it; what has not ended `PATIENCE` seconds later is killed.
+    """
     process = start(command, root, environment, stdout, stderr)
     try:
         out, err = process.communicate()
         return subprocess.CompletedProcess(command, process.returncode, out, err)
     except BaseException:
         interrupt()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:  # such as a DVC that waits for another's lock
+            _kill(process)
         raise
     finally:
         ended(process)
@@ -90,13 +95,17 @@ def interrupt_with_patience(patience: float = PATIENCE) -> None:
 
     def kill() -> None:
         for process in told & _Now.under_way:  # not what was started since
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
 
     if told:
         timer = threading.Timer(patience, kill)
         timer.daemon = True
         timer.start()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):  # it has ended by itself
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def say_if_locked(root: Path, say: Callable[[str], None]) -> None:

@@ -1,7 +1,8 @@
 """The one exception for bad input: its message is a single sentence for the user."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -9,6 +10,15 @@ class InputError(ValueError):
 
     The command line prints the message alone on stderr and exits with code 2.
     """
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Put `where` before the message of what is raised within; for what does not know who asked."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from finetune import pictures, recipe_words
 from finetune.comparison import row_of
 from finetune.params import Params
-from finetune.tables import markdown, scaled
+from finetune.tables import markdown
 
 
 def section(params: Params, comparison: Mapping[str, Any]) -> str:
@@ -56,8 +56,7 @@ def strategies(params: Params, comparison: Mapping[str, Any], folder: Path) -> s
     ]
     for name in comparison["study"]["strategies"]:
         cost = row_of(comparison, first, name)["cost"]
-        moved, of_all = (scaled(cost[key], 1e6, 2) for key in ("trainable_parameters", "total_parameters"))
-        title = f"{name}: trains {moved} of {of_all} million parameters"
+        title = f"{name}: trains {cost['trainable_parameters']:,} of {cost['total_parameters']:,} parameters"
         parts.append(pictures.audit(comparison, name, title, folder))
     return "\n\n".join(parts)
 

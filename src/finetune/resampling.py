@@ -2,12 +2,11 @@
 
 Cropping, resizing and mirroring are linear and separable, so a view of an image is `rows @ image @ columns.T`, with a
 small matrix of filter weights for each of the two axes. A GPU on which Triton's kernel (`view_kernel`) cannot be had
-takes 21 kernels for a whole batch, whatever the
-images' sizes, and 23 where a crop reaches beyond its image: 7 work out places and filter centres, which is next to
-nothing; 7 make the weights, of both axes at once; the rest gather, multiply twice and round. A batch that would take
-too much memory goes in several parts. The filter is torchvision's and Pillow's (a triangle as wide as the reduction),
-computed in floating point where they round the weights and the half-way result: a pixel differs by a level or two of
-255.
+takes 21 kernels for a whole batch, whatever the images' sizes, and 23 where a crop reaches beyond its image: 7 work out
+places and filter centres, which is next to nothing; 7 make the weights, of both axes at once; the rest gather, multiply
+twice and round. A batch that would take too much memory goes in several parts. The filter is torchvision's and Pillow's
+(a triangle as wide as the reduction), computed in floating point where they round the weights and the half-way result:
+a pixel differs by a level or two of 255.
 """
 
 from dataclasses import dataclass

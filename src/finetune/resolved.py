@@ -1,7 +1,5 @@
 """A run, worked out from params.yaml and its inputs on disk; and whether that can be, before anything is trained."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from torchvision.models import MobileNetV2
 
 from finetune import model as models
 from finetune.device import resolve_device
-from finetune.errors import InputError
+from finetune.errors import InputError, named
 from finetune.params import Params, TrainingParams
 from finetune.store import Split, Store, open_store
 from finetune.strategies import adapts, build_model, build_plan, check_options
@@ -86,7 +84,7 @@ def check_strategies(params: Params) -> None:
         name, options = params.plan_for(strategy), params.strategies[strategy].options
         check_options(strategy, name, options)
         model = plain
-        with _naming(strategy):
+        with named(f"params.yaml: strategies.{strategy}"):  # several variants may be built on a plan
             if adapts(name):
                 with torch.device("meta"):
                     model = build_model(2, 0, name, options)
@@ -98,12 +96,3 @@ def check_strategies(params: Params) -> None:
                 seen.append(recipe)
                 where = f"params.yaml: strategies.{strategy} on {dataset}"
                 audit(model, adjusted(model, plan, recipe, where), recipe.lr, recipe.weight_decay)
-
-
-@contextmanager
-def _naming(strategy: str) -> Iterator[None]:
-    """A plan names itself in what it says of its options; several variants may be built on it."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"params.yaml: strategies.{strategy}: {error}") from None

@@ -84,7 +84,7 @@ def show(
     if picture is not None:
         phases = audits.phases_of({"phases": one.phases}, one.audit)
         moved, of_all = audits.trained(one.audit)
-        title = f"{name}: trains {moved / 1e6:.2f} of {of_all / 1e6:.2f} million parameters"
+        title = f"{name}: trains {moved:,} of {of_all:,} parameters"
         audit_picture.draw(audits.by_block(one.audit, one.recipe.lr, phases), title, picture)
         click.echo(f"\n{picture}: drawn")
 
