@@ -1,8 +1,9 @@
 """Training beside timm on the same device, in turn: images per second.
 
 timm takes JPEG files from class folders, as its train.py does: its create_loader with workers, its model and optimizer,
-channels_last, autocast to bfloat16, with torch.compile (`--torchcompile`) and without. Ours is `finetune train`'s epoch
-from a prepared store. Both crop at random and flip, at the same size of images and batches.
+with flags `--channels-last --amp --amp-dtype bfloat16`, those and `--torchcompile`, and as it comes (float32, products
+rounded to TF32 by PyTorch and train.py). Ours is `finetune train`'s epoch from a prepared store.
+Both crop at random and flip, at the same size of images and batches.
 """
 
 import math
@@ -28,6 +29,8 @@ from finetune.store import Split, open_store
 
 WORKERS, TINY_WORKERS = 16, 1
 ROUNDS = 3
+_AS_IT_COMES, _COMPILED = "timm_default", "timm_compiled"
+_TIMMS = ("timm", _COMPILED, _AS_IT_COMES)
 _QUALITY, _MOST = 95, 12288  # of JPEGs that are written from a store
 
 
@@ -60,9 +63,8 @@ def measure(
     folder, whence = pictures(open_store(store).split("train"), archive, scratch, images)
     found |= {"timm": version("timm"), "workers": workers, "images": whence, "rates": {}}
     keep(found)
-    ways = {"ours": _ours(store, recipe, images), "timm": _timm(folder, recipe, images, workers, False)}
-    if not tiny:
-        ways["timm_compiled"] = _timm(folder, recipe, images, workers, True)
+    ways = {"ours": _ours(store, recipe, images)}
+    ways |= {way: _timm(folder, recipe, images, workers, way) for way in _TIMMS if not (tiny and way == _COMPILED)}
     rated: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(ROUNDS):
         for way, rate in ways.items():
@@ -93,7 +95,7 @@ def complete(found: dict[str, Any]) -> bool:
 
 
 def compared(rated: dict[str, list[float]]) -> dict[str, Any]:
-    """The median of ours, and of its ratios to timm and to timm compiled, round by round; `vs_timm` is the lesser."""
+    """The median of ours, and of its ratios to each of timm's ways, round by round; `vs_timm` is the least."""
     ratios = {
         way: round(statistics.median(a / b for a, b in zip(rated["ours"], values, strict=False)), 3)
         for way, values in rated.items()
@@ -162,13 +164,15 @@ class _Repeated(Dataset[Any]):
             super().__setattr__(name, value)
 
 
-def _timm(folder: Path, recipe: TrainingParams, images: int, workers: int, compiled: bool) -> Callable[[], float]:
+def _timm(folder: Path, recipe: TrainingParams, images: int, workers: int, way: str) -> Callable[[], float]:
     """What gives the rate of an epoch, from when the batches that the workers had ready are used up."""
     from timm import create_model
     from timm.data import create_dataset, create_loader
     from timm.optim import create_optimizer_v2
 
     device, size, batch = torch.device(recipe.device), recipe.image_size, recipe.batch_size
+    layout = torch.contiguous_format if way == _AS_IT_COMES else torch.channels_last
+    low = recipe.precision == "bf16" and way != _AS_IT_COMES
     dataset = create_dataset("", root=str(folder), split="train")
     classes = len(dataset.reader.class_to_idx)
     ahead = 2 * workers  # batches: a DataLoader's prefetch_factor
@@ -185,9 +189,9 @@ def _timm(folder: Path, recipe: TrainingParams, images: int, workers: int, compi
         device=device,
     )
     model: Any = create_model("mobilenetv2_100", pretrained=False, num_classes=classes)
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device, memory_format=layout).train()
     optimizer = create_optimizer_v2(model, "adam", lr=recipe.lr, weight_decay=recipe.weight_decay)
-    model = torch.compile(model) if compiled else model
+    model = torch.compile(model) if way == _COMPILED else model
 
     def wait() -> None:
         if device.type == "cuda":
@@ -199,8 +203,8 @@ def _timm(folder: Path, recipe: TrainingParams, images: int, workers: int, compi
             if number == ahead:
                 wait()
                 began = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                loss = cross_entropy(model(seen.contiguous(memory_format=torch.channels_last)), labels)
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                loss = cross_entropy(model(seen.contiguous(memory_format=layout)), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
