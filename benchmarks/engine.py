@@ -32,11 +32,12 @@ from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
 from finetune.device import configure, cpu_has_bf16, move_to_device
+from finetune.optimizers import make_optimizer
 from finetune.params import AugmentationParams, TrainingParams
+from finetune.step import Step as TrainingStep
 from finetune.store import open_store
 from finetune.strategies import build_plan
-from finetune.training import Step as TrainingStep
-from finetune.training import make_optimizer, train_epoch
+from finetune.training import train_epoch
 
 BATCH, CLASSES = 32, 200  # images, classes
 Step = Callable[[Tensor, Tensor], None]

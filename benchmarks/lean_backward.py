@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from finetune.accounting import activation_bytes
 from finetune.device import autocast, configure, memory_format, move_to_device
+from finetune.optimizers import make_optimizer
 from finetune.recipe import TrainingParams
+from finetune.step import set_modes
 from finetune.strategies import build_model, build_plan
-from finetune.training import make_optimizer, set_modes
 
 CLASSES = 10
 PLANS = {

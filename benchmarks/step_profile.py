@@ -19,9 +19,10 @@ from torchvision.models import mobilenet_v2
 from benchmarks.engine import CLASSES
 from finetune import model as models
 from finetune.device import autocast, configure, memory_format, move_to_device
+from finetune.optimizers import make_optimizer
 from finetune.recipe import TrainingParams
+from finetune.step import set_modes
 from finetune.strategies import build_plan
-from finetune.training import make_optimizer, set_modes
 
 KINDS = {
     "convolutions, forward": ("mkldnn_convolution", "thnn_conv2d", "_slow_conv2d_forward", "conv_depthwise2d"),

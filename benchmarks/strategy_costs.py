@@ -19,12 +19,13 @@ import torch
 from finetune import datasets
 from finetune.accounting import activation_bytes
 from finetune.device import configure, memory_format, move_to_device
+from finetune.optimizers import make_optimizer
 from finetune.params import load
 from finetune.recipe import TrainingParams
+from finetune.step import Step, set_modes
 from finetune.strategies import build_model, build_plan
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Phase, trainable
-from finetune.training import Step, make_optimizer, set_modes
 
 
 class Costs:

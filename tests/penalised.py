@@ -16,11 +16,12 @@ from finetune.device import autocast
 from finetune.interruption import Interrupted
 from finetune.model import build
 from finetune.recipe import AugmentationParams, TrainingParams
+from finetune.step import set_modes
 from finetune.store import open_store
 from finetune.strategies import build_plan
 from finetune.strategies.plan import Penalty, Phase, Plan
 from finetune.study import Layout
-from finetune.training import Listener, Progress, fit, set_modes
+from finetune.training import Listener, Progress, fit
 
 RECIPE = TrainingParams(
     image_size=32,

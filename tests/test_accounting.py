@@ -15,10 +15,12 @@ from finetune.accounting import activation_bytes, flops_per_image, kept_for_back
 from finetune.clock import PHASES
 from finetune.device import autocast, spare_activations
 from finetune.model import build
+from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
+from finetune.step import set_modes
 from finetune.strategies import build_plan
 from finetune.strategies.plan import Group, Phase, Plan, feature_blocks, tensors_of
-from finetune.training import Progress, make_optimizer, set_modes
+from finetune.training import Progress
 
 CLASSES = 3
 network = partial(build, CLASSES, 0)

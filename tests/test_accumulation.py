@@ -11,9 +11,11 @@ from torch import Tensor
 from torchvision.models import MobileNetV2
 
 from finetune.model import BLOCKS
+from finetune.optimizers import make_optimizer
 from finetune.recipe import OptimizerParams, ScheduleParams
+from finetune.step import Step
 from finetune.strategies.plan import Group, Phase, tensors_of
-from finetune.training import Listener, Row, Step, make_optimizer, train_epoch
+from finetune.training import Listener, Row, train_epoch
 from trained_plan import images, network, recipe
 
 HEAD = "classifier.1.weight"

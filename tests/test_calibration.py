@@ -17,10 +17,11 @@ from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams, parse
 from finetune.resolved import resolve
+from finetune.step import Step
 from finetune.store import open_store
 from finetune.strategies import names
 from finetune.study import Layout, Run
-from finetune.training import Row, Step
+from finetune.training import Row
 
 TEXT = """# A study.
 study: {name: s, edition: any, datasets: [toy], strategies: [same_lr], seeds: [0], baseline: same_lr}

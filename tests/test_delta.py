@@ -13,10 +13,12 @@ from torchvision.models import MobileNetV2
 
 import trained_plan
 from finetune.errors import InputError
+from finetune.optimizers import make_optimizer
+from finetune.step import Step
 from finetune.strategies import build_plan
 from finetune.strategies.delta import LAYERS
 from finetune.strategies.plan import audit
-from finetune.training import Step, make_optimizer, train_epoch
+from finetune.training import train_epoch
 from penalised import entered, images, jolt, network, value_of, with_running_statistics
 
 TWO = ["features.2", "features.14"]

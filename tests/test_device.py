@@ -16,11 +16,13 @@ from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
 from finetune.evaluation import predict
 from finetune.model import build
+from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
+from finetune.step import Step
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
 from finetune.study import Layout
-from finetune.training import Step, make_optimizer, train_epoch
+from finetune.training import train_epoch
 from small_splits import noise, split_of
 
 CPU = torch.device("cpu")

@@ -14,9 +14,10 @@ from finetune import model as models
 from finetune.batches import Batches
 from finetune.device import autocast, configure, memory_format, move_to_device
 from finetune.model import prepare_backbone
+from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
+from finetune.step import set_modes
 from finetune.strategies import build_plan
-from finetune.training import make_optimizer, set_modes
 from small_splits import RESIZED_CROP, noise, split_of
 from test_resampling import ROUNDING
 

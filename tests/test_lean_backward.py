@@ -16,12 +16,13 @@ from finetune.cpu_gradients import use_float32_gradients
 from finetune.device import move_to_device
 from finetune.lean_backward import average_pool, keep_less
 from finetune.model import build
+from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
 from finetune.recomputation import checkpoint_blocks
+from finetune.step import set_modes
 from finetune.strategies import build_model, build_plan
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Phase
-from finetune.training import make_optimizer, set_modes
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])

@@ -15,12 +15,13 @@ from torchvision.models import MobileNetV2
 from finetune.accounting import kept_for_backward
 from finetune.errors import InputError
 from finetune.model import BLOCKS, block_of, build, load_backbone, load_weights
+from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
 from finetune.recomputation import checkpoint_blocks
+from finetune.step import set_modes
 from finetune.strategies import build_model, build_plan
 from finetune.strategies.lite_residual import Lite
 from finetune.strategies.plan import audit
-from finetune.training import make_optimizer, set_modes
 
 BLOCKS_WITH = [f"features.{i}" for i in range(1, 18)]
 

@@ -23,9 +23,10 @@ from finetune import batches, resampling
 from finetune.averaging import Averaged
 from finetune.batches import DeviceBatches
 from finetune.mixing import mixed
+from finetune.optimizers import make_optimizer
 from finetune.params import AugmentationParams, TrainingParams
+from finetune.step import Step, set_modes
 from finetune.strategies import build_model, build_plan
-from finetune.training import Step, make_optimizer, set_modes
 from operations import Operations
 from small_splits import NONE, PAD_CROP, RESIZED_CROP, oblong, split_of
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from finetune import strategies
 from finetune.batches import Batches
 from finetune.interruption import Interrupted
+from finetune.optimizers import make_optimizer
 from finetune.recomputation import checkpoint_blocks
+from finetune.step import Step
 from finetune.store import open_store
 from finetune.study import Layout
-from finetune.training import Step, make_optimizer, train_epoch
+from finetune.training import train_epoch
 from penalised import RECIPE, entered, images, jolt, network, same, train, value_of
 
 PENALISED = ("bss", "delta", "l2_sp")

@@ -11,11 +11,11 @@ from torchvision.models import MobileNetV2
 
 from finetune.errors import InputError
 from finetune.model import BLOCKS, block_of, build
+from finetune.step import set_modes
 from finetune.strategies import build_plan
 from finetune.strategies.last_layer import logistic_regression
 from finetune.strategies.plan import Phase, audit, batchnorm_layers
 from finetune.strategies.surgical import relative_gradient_norms
-from finetune.training import set_modes
 
 
 @pytest.fixture(scope="module")

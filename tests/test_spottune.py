@@ -17,10 +17,10 @@ from finetune.lean_backward import keep_less
 from finetune.model import BLOCKS, block_of, build, load_weights
 from finetune.params import TrainingParams
 from finetune.recomputation import checkpoint_blocks
+from finetune.step import set_modes
 from finetune.strategies import build_model, build_plan
 from finetune.strategies.plan import audit
 from finetune.strategies.spottune import begin, sampled
-from finetune.training import set_modes
 
 ROUTED = [f"features.{i}" for i in range(1, 18)]
 LABELS = torch.tensor([0, 1, 2, 0])

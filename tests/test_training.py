@@ -23,13 +23,15 @@ from finetune.errors import InputError
 from finetune.evaluation import Predictions
 from finetune.interruption import Interrupted
 from finetune.model import build
+from finetune.optimizers import make_optimizer, set_rates
 from finetune.params import AugmentationParams, OptimizerParams, ScheduleParams, TrainingParams
 from finetune.state import State, peak_memory
+from finetune.step import Step
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
-from finetune.strategies.plan import Autocast, Group, Penalty, Phase, Plan, feature_blocks, tensors_of
+from finetune.strategies.plan import Autocast, Group, Penalty, Phase, Plan, batchnorm_layers, feature_blocks, tensors_of
 from finetune.study import Layout
-from finetune.training import Listener, Progress, Row, Step, epochs_of, fit, make_optimizer, train_epoch
+from finetune.training import Listener, Progress, Row, epochs_of, fit, train_epoch
 
 RECIPE = TrainingParams(
     image_size=32,
@@ -232,7 +234,7 @@ def test_under_eval_batchnorm_is_left_alone_and_the_rest_moves(work: Work) -> No
     model = network()
     before = copied(model)
     work(head_and_body(model, batchnorm="eval"), model=model)
-    batchnorm = {f"{layer}.{part}" for layer in training.batchnorm_layers(model) for part in ("weight", "bias")}
+    batchnorm = {f"{layer}.{part}" for layer in batchnorm_layers(model) for part in ("weight", "bias")}
     assert moved(before, model) == {name for name, _ in model.named_parameters()} - batchnorm
 
 
@@ -304,7 +306,7 @@ def test_twice_the_scale_moves_twice_as_far() -> None:
         before = copied(model)["features.0.0.weight"]
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        training.set_rates(optimizer, 1e-3)
+        set_rates(optimizer, 1e-3)
         optimizer.step()
         return before - model.state_dict()["features.0.0.weight"]
 

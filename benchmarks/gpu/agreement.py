@@ -17,9 +17,9 @@ from finetune.batches import STD, Batches, DeviceBatches
 from finetune.device import configure, move_to_device, upload
 from finetune.optimizers import make_optimizer
 from finetune.params import AugmentationParams, TrainingParams
+from finetune.step import set_modes
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
-from finetune.training import set_modes
 
 LEVELS = 1.01  # of 255, by which a pixel of a view may differ: both round, one of them twice
 FIRST_LOSS = 1e-5  # relative; the same weights

@@ -15,9 +15,10 @@ from finetune.batches import Batches, DeviceBatches
 from finetune.device import Feed, configure, move_to_device
 from finetune.optimizers import make_optimizer
 from finetune.params import AugmentationParams, TrainingParams
+from finetune.step import Step
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
-from finetune.training import Step, train_epoch
+from finetune.training import train_epoch
 
 IMAGES, TINY_IMAGES = 16384, 16  # of a stretch that is timed
 

@@ -23,8 +23,9 @@ from finetune.optimizers import make_optimizer
 from finetune.recipe import TrainingParams
 from finetune.recomputation import Recomputed
 from finetune.state import peak_memory
+from finetune.step import set_modes
 from finetune.strategies.plan import Penalty, Phase
-from finetune.training import Progress, set_modes
+from finetune.training import Progress
 
 
 def cost(

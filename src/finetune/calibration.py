@@ -24,11 +24,12 @@ from finetune.device import configure, memory_format, move_to_device
 from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
+from finetune.step import Step
 from finetune.store import Split, Store
 from finetune.strategies import build_model, build_plan, check_options
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Plan
-from finetune.training import Step, train_epoch
+from finetune.training import train_epoch
 
 _STEPS = 2  # that are timed, after one that is not
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import MobileNetV2
 
 from finetune import checkpoint
-from finetune.averaging import Averaged
 from finetune.batches import Batches
 from finetune.checkpoint import Pace, Saver
 from finetune.clock import Clock
@@ -24,24 +23,13 @@ from finetune.errors import InputError
 from finetune.evaluation import predict
 from finetune.feature_cache import Cached, Trained, solved, trained
 from finetune.interruption import Interrupted, held
-from finetune.mixing import correct, loss_of, mixed
 from finetune.optimizers import make_optimizer, set_rates, set_scales
 from finetune.recipe import TrainingParams
-from finetune.schedule import multiplier
 from finetune.state import Part, Progress, Row, State
-from finetune.strategies.plan import Penalty, Phase, Plan, batchnorm_layers
+from finetune.step import Step, set_modes
+from finetune.strategies.plan import Phase, Plan
 
-__all__ = [
-    "Listener",
-    "Progress",
-    "Row",
-    "epochs_of",
-    "fit",
-    "group_names",
-    "make_optimizer",
-    "set_modes",
-    "train_epoch",
-]
+__all__ = ["Listener", "Progress", "Row", "epochs_of", "fit", "group_names", "train_epoch"]
 
 
 @dataclass(frozen=True)
@@ -126,47 +114,6 @@ def fit(
     return progress
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of a phase: forward and backward over its batches, then the optimizer's."""
-
-    model: MobileNetV2
-    phase: Phase
-    optimizer: torch.optim.Optimizer
-    recipe: TrainingParams
-    network: nn.Module | None = None  # what takes the batches, where that is not the whole model
-    penalty: Penalty | None = None
-    averaged: Averaged | None = None
-
-    def __call__(
-        self, batches: Sequence[tuple[Tensor, Tensor]], seed: int, epoch: int, step: int, steps: int
-    ) -> tuple[Tensor, Tensor, int]:
-        """Take step `step` of `steps` in the epoch, both from 0.
-
-        Returns:
-            The sum of the images' losses (nats), how many are told right, how many there are.
-        """
-        recipe, network, losses, right = self.recipe, self.network or self.model, [], []
-        images_in_all = sum(len(labels) for _, labels in batches)
-        set_rates(self.optimizer, recipe.lr * multiplier(recipe.schedule, epoch, step, steps, recipe.epochs))
-        self.optimizer.zero_grad(set_to_none=True)
-        for number, (images, labels) in enumerate(batches, step * recipe.accumulation):
-            seen, targets = mixed(images, labels, recipe, seed, epoch, number)
-            with autocast(labels.device, recipe.precision):
-                # A compiled network is compiled for whole batches.
-                logits = network(seen) if len(labels) == recipe.batch_size else network.forward(seen)
-                loss = loss_of(logits, targets, recipe.label_smoothing)
-            if self.penalty is not None:
-                loss = loss + self.penalty(seen)
-            (loss if len(batches) == 1 else loss * (len(labels) / images_in_all)).backward()
-            losses.append(loss.detach() * len(labels))
-            right.append(correct(logits, targets))
-        self.optimizer.step()
-        if self.averaged is not None:
-            self.averaged.update(epoch * steps + step + 1)
-        return sum(losses[1:], losses[0]), sum(right[1:], right[0]), images_in_all
-
-
 def train_epoch(
     step: Step,
     train: Batches | Cached,
@@ -239,14 +186,6 @@ def epochs_of(plan: Plan, epochs: int) -> list[tuple[Phase, int, int]]:
 def group_names(plan: Plan) -> list[str]:
     """The names of all groups of all phases, each once, in order."""
     return list(dict.fromkeys(group.name for phase in plan.phases for group in phase.groups))
-
-
-def set_modes(model: MobileNetV2, phase: Phase) -> None:
-    """Training mode, but for the BatchNorm layers whose policy is to use their running statistics."""
-    model.train()
-    policy = {name: group.batchnorm for group in phase.groups for name in group.tensors}
-    for name, layer in batchnorm_layers(model).items():
-        layer.train(policy[f"{name}.weight"] == "train")
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
