@@ -13,12 +13,12 @@ from torchvision.models import MobileNet_V2_Weights, MobileNetV2
 from finetune import accounting
 from finetune.accounting import activation_bytes, flops_per_image, kept_for_backward
 from finetune.clock import PHASES
-from finetune.device import autocast, spare_activations
+from finetune.device import autocast, move_to_device
 from finetune.model import build
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
 from finetune.step import set_modes
-from finetune.strategies import build_plan
+from finetune.strategies import build_model, build_plan
 from finetune.strategies.plan import Group, Phase, Plan, feature_blocks, tensors_of
 from finetune.training import Progress
 
@@ -34,16 +34,15 @@ HEAD = Phase(
 )
 
 
-def recipe(image_size: int = 48, precision: str = "fp32", device: str = "cpu") -> TrainingParams:
-    return TrainingParams.model_validate(
-        {"image_size": image_size, "batch_size": 4, "threads": 1, "precision": precision, "device": device}
-    )
+def recipe(image_size: int = 48, precision: str = "fp32", device: str = "cpu", **others: Any) -> TrainingParams:
+    own = {"image_size": image_size, "batch_size": 4, "threads": 1, "precision": precision, "device": device}
+    return TrainingParams.model_validate(own | others)
 
 
-def measured(phase: Phase, recipe: TrainingParams, batch: int) -> int:
-    """The same with real tensors, as a training would have them."""
-    model = build(CLASSES, 0).to(memory_format=torch.channels_last)
-    spare_activations(model, recipe)
+def measured(phase: Phase, recipe: TrainingParams, batch: int, model: MobileNetV2 | None = None) -> int:
+    """The same with real tensors, of a network that is set up as training does it."""
+    model = model or build(CLASSES, 0)
+    move_to_device(model, recipe)
     make_optimizer(model, phase, recipe)
     set_modes(model, phase)
     images = torch.zeros(batch, 3, recipe.image_size, recipe.image_size).to(memory_format=torch.channels_last)
@@ -96,6 +95,19 @@ def test_tensors_without_values_count_as_real_ones(phase: Phase, precision: str)
     exact = measured(phase, recipe(32, precision), 2)
     difference = exact - activation_bytes(network, [phase], recipe(32, precision), 2)
     assert difference == (4 * channels if precision == "bf16" and phase is EVERYTHING else 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["bias_only", "norm_only", "lite_residual", "same_lr"])
+def test_where_frozen_layers_keep_less_what_training_keeps_is_counted(name: str, precision: str) -> None:
+    lean, made = recipe(32, precision, lean_backward=True), partial(build_model, CLASSES, 0, name, {})
+    (phase,) = build_plan(made(), name, {}).phases
+    counted, model = activation_bytes(made, [phase], lean, 2), made()
+    exact = measured(phase, lean, 2, model)
+    layers = list(model.modules())
+    statistics = sum(n.num_features for n in layers if isinstance(n, nn.BatchNorm2d) and n.training)
+    statistics += sum(2 * n.num_groups for n in layers if isinstance(n, nn.GroupNorm))
+    assert exact - counted == (4 * statistics if precision == "bf16" else 0)
 
 
 def test_activations_grow_with_batch_and_image() -> None:
@@ -158,8 +170,8 @@ def test_peak_memory_is_that_of_the_attempt_that_had_most() -> None:
 
 def kept_with_penalty(plan: Plan, recipe: TrainingParams, batch: int) -> int:
     """As `measured`, with real tensors, of the loss with the plan's penalty."""
-    model = build(CLASSES, 0).to(memory_format=torch.channels_last)
-    spare_activations(model, recipe)
+    model = build(CLASSES, 0)
+    move_to_device(model, recipe)
     (phase,) = plan.phases
     make_optimizer(model, phase, recipe)
     set_modes(model, phase)

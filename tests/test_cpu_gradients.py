@@ -55,6 +55,24 @@ def test_gradients_are_float32s_of_the_rounded_input() -> None:
     assert of_weight.dtype == of_images.dtype == torch.float32
 
 
+def test_a_frozen_weight_keeps_no_input_and_gives_it_the_same_gradient() -> None:
+    trained, frozen = patched(strided()), patched(strided())
+    frozen.requires_grad_(False)
+    found, kept = [], []
+    for model in (trained, frozen):
+        given, sizes = images().requires_grad_(), []
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t),
+        ):
+            out = model(given)
+        (out.float() * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append(given.grad)
+        kept.append(max(sizes))
+    assert torch.equal(found[0], found[1])
+    assert kept == [images().numel(), trained[0].weight.numel()]
+
+
 def test_images_taken_a_few_at_a_time_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, batch = strided(), torch.cat([images(), images()[:1]])
     _, expected_images, expected_weight = passes(patched(layer), batch, True)

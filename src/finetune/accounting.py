@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import MobileNetV2
 
 from finetune.clock import PHASES
-from finetune.device import autocast, spare_activations
+from finetune.device import autocast, change_layers
 from finetune.optimizers import make_optimizer
 from finetune.recipe import TrainingParams
 from finetune.recomputation import Recomputed
@@ -80,8 +80,8 @@ def activation_bytes(
     As they are kept op by op; a compiled pass keeps fewer. Without parameters and buffers, and what a penalty holds by
     itself, such as the weights of the start; with bf16, the weights' copies are kept, too, and counted. fp32 counts are
     exact on a CPU (a GPU's pointwise convolutions are products, which keep no input where the weight is frozen); bf16
-    ones are short by 4 bytes per BatchNorm channel (0.07 MB), whose statistics shapes alone do not tell to be fp32.
-    With activation checkpointing, what a block keeps to begin again from is counted in its place.
+    ones are short by 4 bytes per channel of BatchNorm that PyTorch normalises (0.07 MB for all), and by 4 per group and
+    image of group norms, as shapes alone do not tell their statistics to be fp32. With activation checkpointing, what a block keeps to begin again from is counted in its place.
     """
     on_cpu = recipe.model_copy(update={"device": "cpu"})
     with FakeTensorMode():
@@ -89,7 +89,7 @@ def activation_bytes(
         images = torch.empty(batch, 3, recipe.image_size, recipe.image_size)
         labels = torch.empty(batch, dtype=torch.int64)
         begins: list[Tensor] = []  # of the blocks that are computed again
-        spare_activations(model, recipe)
+        change_layers(model, recipe)
         for block in model.modules():
             if isinstance(block, Recomputed):
                 block.register_forward_pre_hook(lambda _, inputs: begins.append(inputs[0]))

@@ -92,16 +92,12 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
     Whole batches then go through `model(images)`; batches of other sizes through `model.forward`, which stays as it
     was, so that nothing is compiled twice.
     """
+    if recipe.depthwise == "triton" and recipe.device == "cuda" and not depthwise.available():
+        raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
     model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
-    if recipe.depthwise == "triton" and recipe.device == "cuda":
-        if not depthwise.available():
-            raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
-        depthwise.use_triton_depthwise(model)
     if recipe.device == "cuda":
         gpu_convolutions.use_fast_forms(model, recipe.memory_format == "channels_last")
-    if recipe.precision == "bf16" and recipe.device == "cpu":
-        cpu_gradients.use_float32_gradients(model)
-    spare_activations(model, recipe)
+    change_layers(model, recipe)
     if recipe.compile != "none":
         _compile(model, recipe)
 
@@ -121,6 +117,15 @@ def _compile(model: MobileNetV2, recipe: TrainingParams) -> None:
         if isinstance(module, nn.ReLU6):
             module.inplace = False
     model.compile(options={**inductor.list_mode_options(recipe.compile), **_FEWER_WRITTEN}, dynamic=False)
+
+
+def change_layers(model: MobileNetV2, recipe: TrainingParams) -> None:
+    """Have the layers compute, and keep for the backward pass, what the recipe says; weights and names stay."""
+    if recipe.depthwise == "triton" and recipe.device == "cuda":
+        depthwise.use_triton_depthwise(model)
+    if recipe.precision == "bf16" and recipe.device == "cpu":
+        cpu_gradients.use_float32_gradients(model)
+    spare_activations(model, recipe)
 
 
 def spare_activations(model: MobileNetV2, recipe: TrainingParams) -> None:
