@@ -81,7 +81,8 @@ def activation_bytes(
     itself, such as the weights of the start; with bf16, the weights' copies are kept, too, and counted. fp32 counts are
     exact on a CPU (a GPU's pointwise convolutions are products, which keep no input where the weight is frozen); bf16
     ones are short by 4 bytes per channel of BatchNorm that PyTorch normalises (0.07 MB for all), and by 4 per group and
-    image of group norms, as shapes alone do not tell their statistics to be fp32. With activation checkpointing, what a block keeps to begin again from is counted in its place.
+    image of group norms, as shapes alone do not tell their statistics to be fp32. With activation checkpointing, what a
+    block keeps to begin again from is counted in its place.
     """
     on_cpu = recipe.model_copy(update={"device": "cpu"})
     with FakeTensorMode():
