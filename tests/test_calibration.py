@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from torchvision.models import MobileNetV2
@@ -42,10 +43,14 @@ FAST = Setting("bf16", "contiguous", 1, 8)
 SAME_LR = Strategy("same_lr", "same_lr", {})
 
 
-def test_every_combination_is_tried_once() -> None:
+@pytest.mark.parametrize(("has", "precisions"), [(True, {"fp32", "bf16"}), (False, {"fp32"})])
+def test_every_combination_is_tried_once_in_bf16_where_the_cpu_has_it(
+    has: bool, precisions: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "cpu_has_bf16", lambda: has)
     found = settings((1, 2), (16, 32))
-    assert len(found) == len(set(found)) == 16
-    assert FAST not in found
+    assert len(found) == len(set(found)) == 8 * len(precisions)
+    assert {one.precision for one in found} == precisions
 
 
 def test_the_fastest_comes_first_with_a_rate_of_each_round(toy_inputs: Path) -> None:
@@ -69,10 +74,11 @@ def test_a_batch_that_the_store_cannot_fill_twice_is_refused(toy_inputs: Path) -
         measure(store, TrainingParams(device="cpu"), SAME_LR, tried, 1)
 
 
-def test_a_recipe_for_a_gpu_is_pointed_to_the_sweep(toy_inputs: Path) -> None:
+def test_a_recipe_for_a_gpu_is_pointed_to_the_sweep(toy_inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     store = open_store(Layout(toy_inputs).store("toy"))
-    with pytest.raises(InputError, match=r"found training\.device cuda; `python -m benchmarks\.gpu sweep`"):
-        measure(store, TrainingParams(device="cuda"), SAME_LR, [FAST], 1)
+    with pytest.raises(InputError, match=r"training\.device auto, which is cuda here; `python -m benchmarks"):
+        measure(store, TrainingParams(device="auto"), SAME_LR, [FAST], 1)
 
 
 # What is measured is what training trains
@@ -81,6 +87,7 @@ def test_a_recipe_for_a_gpu_is_pointed_to_the_sweep(toy_inputs: Path) -> None:
 class Trial(NamedTuple):
     model: MobileNetV2
     step: Step
+    threads: int
 
 
 @pytest.fixture
@@ -89,7 +96,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
     found: list[Trial] = []
 
     def train_epoch(step: Step, batches: Batches, *others: Any) -> Row:
-        found.append(Trial(step.model, step))
+        found.append(Trial(step.model, step, torch.get_num_threads()))
         list(batches.training(step.recipe.augmentation, 0, 0))
         return {}
 
@@ -122,7 +129,7 @@ def test_the_network_and_the_groups_are_those_of_training(
         return
     measured(toy_inputs, plan, options, bn=bn)
     make_optimizer(expected, phase, prepared.recipe)
-    for model, step in trials:
+    for model, step, _ in trials:
         assert {n: (p.shape, p.requires_grad) for n, p in model.named_parameters()} == {
             n: (p.shape, p.requires_grad) for n, p in expected.named_parameters()
         }
@@ -135,6 +142,24 @@ def test_the_network_and_the_groups_are_those_of_training(
 def test_the_last_phase_counts_where_the_head_is_trained_first(toy_inputs: Path, trials: list[Trial]) -> None:
     measured(toy_inputs, "same_lr", freeze_epochs=1)
     assert {group.name for group in trials[0].step.phase.groups} == {"all"}
+
+
+def test_every_setting_is_in_force_as_it_is_measured(toy_inputs: Path, trials: list[Trial]) -> None:
+    store, recipe = open_store(Layout(toy_inputs).store("toy")), TrainingParams(image_size=32, device="cpu")
+    before = torch.get_num_threads()
+    try:
+        measure(
+            store, recipe, SAME_LR, [Setting("bf16", "contiguous", 2, 4), Setting("fp32", "channels_last", 1, 4)], 1
+        )
+    finally:
+        torch.set_num_threads(before)
+    low, full = trials[0], trials[2]
+    assert (low.threads, full.threads) == (2, 1)
+    assert (low.step.recipe.precision, full.step.recipe.precision) == ("bf16", "fp32")
+    own = [any(type(m).__module__ == "finetune.cpu_gradients" for m in one.model.modules()) for one in (low, full)]
+    assert own == [True, False]
+    kernels = [one.model.features[0][0].weight for one in (low, full)]
+    assert [k.is_contiguous(memory_format=torch.channels_last) for k in kernels] == [False, True]
 
 
 def test_averaged_weights_are_averaged(toy_inputs: Path, trials: list[Trial]) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from ruamel.yaml import YAML
 from torchvision.models import MobileNetV2
 
 from finetune.averaging import Averaged
 from finetune.batches import Batches
 from finetune.counting import counted
-from finetune.device import configure, memory_format, move_to_device
+from finetune.device import configure, cpu_has_bf16, memory_format, move_to_device, resolve_device
 from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
+from finetune.params_edit import put
 from finetune.step import Step
 from finetune.store import Split, Store
 from finetune.strategies import build_model, build_plan, check_options
@@ -56,10 +56,9 @@ class Measured:
 
 
 def settings(threads: Sequence[int], batch_sizes: Sequence[int]) -> list[Setting]:
-    """Every combination."""
-    return [
-        Setting(*values) for values in product(("fp32", "bf16"), ("channels_last", "contiguous"), threads, batch_sizes)
-    ]
+    """Every combination; bf16 only where this CPU has instructions for it."""
+    precisions = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
+    return [Setting(*values) for values in product(precisions, ("channels_last", "contiguous"), threads, batch_sizes)]
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,10 @@ def check(recipe: TrainingParams, strategy: Strategy) -> None:
         InputError: the recipe is for a GPU; an option is not the plan's; recipe and plan exclude each other; or nothing
             is trained step by step.
     """
-    if recipe.device == "cuda":
+    if recipe.device != "cpu" and resolve_device(recipe.device) == "cuda":
         raise InputError(
-            "calibrate: measures a CPU, found training.device cuda; `python -m benchmarks.gpu sweep` measures a GPU"
+            f"calibrate: measures a CPU, found training.device {recipe.device}, which is cuda here; `python -m "
+            "benchmarks.gpu sweep` measures a GPU, --set training.device=cpu has this measure the CPU"
         )
     check_options(strategy.name, strategy.plan, strategy.options)
     with torch.device("meta"):
@@ -155,24 +155,9 @@ def _rate(split: Split, classes: int, recipe: TrainingParams, strategy: Strategy
 
 
 def write(params_file: Path, setting: Setting, keys: Collection[str]) -> None:
-    """Put `keys` of a setting under `training` in params.yaml, whose comments and other values stay; atomically.
+    """Put `keys` of a setting under `training` in params.yaml, where nothing else changes.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: as `params_edit.put`.
     """
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    content = yaml.load(params_file.read_text(encoding="utf-8"))
-    section = content.setdefault("training", {}) if content.get("training") is not None else {}
-    content["training"] = section
-    section.update({key: value for key, value in asdict(setting).items() if key in keys})
-    aside = params_file.with_name(f".{params_file.name}.aside")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            yaml.dump(content, file)
-        aside.replace(params_file)
-    except OSError as error:
-        raise InputError(f"{params_file}: cannot be written ({error.strerror}); make it writable") from None
-    finally:
-        aside.unlink(missing_ok=True)
+    put(params_file, "training", {key: value for key, value in asdict(setting).items() if key in keys})

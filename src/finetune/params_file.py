@@ -39,7 +39,7 @@ class _Twice(yaml.YAMLError):
     """A key of a mapping comes again."""
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """PyYAML reads 1e-3 as text (YAML 1.1) and takes the last of equal keys; DVC does neither, nor do we."""
 
     yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}  # noqa: RUF012
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -67,7 +67,7 @@ def read(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         InputError: the file cannot be read, is not YAML or no mapping, or an override is not KEY=VALUE.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; run this in the repository's root, or name the file with --params"
@@ -147,7 +147,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
         node[section] = node.get(section) or {}
         node = node[section]
     try:
-        node[leaf] = yaml.load(value, Loader=_Loader)
+        node[leaf] = yaml.load(value, Loader=Loader)
     except yaml.YAMLError:
         raise InputError(f"override '{text}': '{value}' is not a YAML value; quote it") from None
 

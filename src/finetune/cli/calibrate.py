@@ -50,6 +50,8 @@ def calibrate(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = sorted({1, max(1, cores // 2), cores})
     tried = calibration.settings(threads, batches or (recipe.batch_size,))
+    if {one.precision for one in tried} == {"fp32"}:
+        click.echo("bf16 is left out: this CPU has no instructions for it, so it takes many times as long as fp32")
     measured = calibration.measure(open_store(layout.store(name)), recipe, strategy, tried, rounds)
     click.echo(f"{name}, {recipe.image_size} px, {baseline}, {cores} cores, medians of {rounds} rounds in turn:")
     for one in measured:
