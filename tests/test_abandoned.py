@@ -39,6 +39,13 @@ def test_nothing_is_said_where_none_was_left(work: Path) -> None:
     assert lines(work) == []
 
 
+def test_a_training_that_is_under_way_is_none_that_was_left(work: Path) -> None:
+    other = begin(work.parent / "other-0", training={"lr": 0.01})
+    with runs.locked(other):
+        assert lines(work) == []
+    assert len(lines(work)) == 1
+
+
 def test_what_has_changed_is_said(work: Path) -> None:
     training = {"lr": 0.01, "schedule": {"name": "constant"}, "epochs": 5}
     other = begin(work.parent / "other-0", training=training)
@@ -52,7 +59,7 @@ def test_what_has_changed_is_said(work: Path) -> None:
 def test_the_same_settings_under_another_version_are_said_to_be_that(work: Path) -> None:
     begin(work.parent / "other-0")
     (line,) = lines(work)
-    assert "(the code's numerics)" in line
+    assert "(the code)" in line
 
 
 def test_other_runs_and_broken_records_are_passed_over(work: Path) -> None:

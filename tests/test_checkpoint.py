@@ -12,6 +12,7 @@ import torch
 
 from finetune import checkpoint
 from finetune.checkpoint import FILE, Pace, Saver
+from finetune.errors import InputError
 
 CONTENT: dict[str, Any] = {
     "progress": {"epoch": 2, "rows": [{"epoch": 1, "val/acc": None, "train/loss": 0.1 + 0.2}], "kept_state": {}},
@@ -71,13 +72,36 @@ def test_none_for_a_tensor_where_a_checkpoint_should_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", range(0, 100, 7))
-def test_damaged_bytes_give_none_or_what_was_saved(tmp_path: Path, position: int) -> None:
-    checkpoint.save(tmp_path, "f", {"epoch": 1})
+def test_damaged_bytes_give_none(tmp_path: Path, position: int, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.save(tmp_path, "f", CONTENT)
     data = bytearray((tmp_path / FILE).read_bytes())
     start = len(data) * position // 100
     data[start : start + 8] = bytes(255 - byte for byte in data[start : start + 8])
     (tmp_path / FILE).write_bytes(data)
-    assert checkpoint.load(tmp_path, "f") in (None, {"fingerprint": "f", "epoch": 1})
+    assert checkpoint.load(tmp_path, "f") is None
+    assert "is damaged; the training starts afresh" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_libraries_or_another_processor_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path, "f", {"epoch": 1})
+    assert checkpoint.load(tmp_path, "f") is not None
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
+    assert checkpoint.load(tmp_path, "f") == {"fingerprint": "f", "epoch": 1}
+    assert f"and goes on with torch {torch.__version__} on ABACUS; bits may differ" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, "f", {"epoch": 1})
+
+    def broken(path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(InputError, match=r"checkpoint\.pt: cannot be read \(Input/output error\)"):
+        checkpoint.load(tmp_path, "f")
 
 
 def test_a_save_that_fails_midway_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +115,32 @@ def test_a_save_that_fails_midway_leaves_the_old_checkpoint(tmp_path: Path, monk
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, "f", {"epoch": 2})
     assert checkpoint.load(tmp_path, "f") == {"fingerprint": "f", "epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == [FILE]
 
 
 # When it is due
+
+
+def test_one_that_is_due_and_cannot_be_written_is_said_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    state = Trained()
+    saver = Saver(tmp_path, "f", state, Pace(seconds=0, share=1), nullcontext)
+    state.at = (1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full_disk)
+        saver.when_due()
+        said = capsys.readouterr().out
+        assert "checkpoint.pt: the checkpoint cannot be written (No space left on device); the training goes on" in said
+        assert saver.at == (0, 0)
+        with pytest.raises(InputError, match="cannot be written"):
+            saver.at_last()
+    saver.when_due()
+    assert saver.at == (1, 0)
+    assert checkpoint.load(tmp_path, "f") is not None
 
 
 class Trained:

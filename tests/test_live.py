@@ -92,6 +92,33 @@ def test_an_interrupted_training_ends_its_run_honestly(
     assert run.data.tags["current"] == "false"
 
 
+def test_a_run_whose_beginning_is_cut_short_is_ended_too(there: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*_: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Experiment, "complete", told)
+    with contextlib.suppress(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+    run = run_of(there, RECORD)
+    assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
+
+
+@pytest.mark.parametrize(("why", "status"), [(SystemExit(143), "KILLED"), (ValueError("a bug"), "FAILED")])
+def test_a_run_is_ended_also_where_the_server_once_failed(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch, why: BaseException, status: str
+) -> None:
+    def locked(*_: object) -> None:
+        raise OSError("database is locked")
+
+    with contextlib.suppress(SystemExit, ValueError), Live(PARAMS) as live:
+        live.started(RECORD)
+        with monkeypatch.context() as patch:
+            patch.setattr(live_module, "epoch_metrics", locked)
+            live.epoch(epochs()[0])
+        raise why
+    assert run_of(there, RECORD).info.status == status
+
+
 def test_a_finished_training_takes_the_place_of_the_earlier_one(there: Experiment) -> None:
     train(RECORD, epochs())
     with Live(PARAMS) as live:

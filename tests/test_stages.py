@@ -264,6 +264,41 @@ def test_a_run_found_finished_in_the_work_area_is_adopted(layout: Layout, tiny: 
     assert not finished.exists()
 
 
+def test_a_run_that_is_kept_until_it_is_noted_survives_the_loss_of_its_folder(
+    layout: Layout, tiny: Raw, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready, trained = prepared(tiny, layout), []
+    listener = Listener(epoch=trained.append)
+    stages.train(ready, layout, (listener,), keep=True)
+    before = {name: (layout.run(RUN) / name).read_bytes() for name in runs.FILES}
+    assert names_in(study.work_area(ready.key)) == ["finished"]
+    shutil.rmtree(layout.run(RUN))  # as DVC does before it runs the stage again
+    stages.train(ready, layout, (listener,), keep=True)
+    assert len(trained) == ready.recipe.epochs, "not trained again"
+    assert f"{RUN.name}: was trained to its end before" in capsys.readouterr().out
+    assert {name: (layout.run(RUN) / name).read_bytes() for name in runs.FILES} == before
+    stages.forget(ready.key)
+    assert not study.work_area(ready.key).exists()
+
+
+def test_what_is_being_forgotten_is_never_adopted(layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, trained = prepared(tiny, layout), []
+    stages.train(ready, layout, keep=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)  # killed before it is done
+    stages.forget(ready.key)
+    monkeypatch.undo()
+    stages.train(ready, layout, (Listener(epoch=trained.append),))
+    assert len(trained) == ready.recipe.epochs
+
+
+def test_what_somebody_trains_again_is_not_forgotten(layout: Layout, tiny: Raw) -> None:
+    ready = prepared(tiny, layout)
+    stages.train(ready, layout, keep=True)
+    with runs.locked(study.work_area(ready.key)) as work:
+        stages.forget(ready.key)
+        assert (work / "finished").is_dir()
+
+
 def test_a_half_written_run_in_the_work_area_is_not_adopted(trained: Layout, layout: Layout, tiny: Raw) -> None:
     ready = prepared(tiny, layout)
     unfinished = study.work_area(ready.key) / "unfinished"

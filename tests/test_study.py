@@ -47,6 +47,8 @@ BASE: dict[str, Any] = {
     "store_digest": "5d",
     "backbone_digest": "bb",
     "fraction": 1.0,
+    "split_seed": 0,
+    "plan_source": "50",
 }
 
 
@@ -154,11 +156,18 @@ def test_the_same_run_has_the_same_fingerprint_whatever_the_order_of_its_options
         {"store_digest": "5e"},
         {"backbone_digest": "bc"},
         {"fraction": 0.5},
+        {"plan_source": "51"},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_a_run_is_made_of_changes_its_fingerprint(change: dict[str, Any]) -> None:
     assert study.fingerprint(**BASE | change) != study.fingerprint(**BASE)
+
+
+def test_the_seed_of_the_split_counts_where_it_chooses_what_is_trained_on() -> None:
+    part = BASE | {"fraction": 0.5}
+    assert study.fingerprint(**part | {"split_seed": 1}) != study.fingerprint(**part)
+    assert study.fingerprint(**BASE | {"split_seed": 1}) == study.fingerprint(**BASE)
 
 
 @pytest.mark.parametrize("key", TrainingParams.model_fields)

@@ -49,6 +49,24 @@ def test_two_processes_create_the_store_at_once(tmp_path: Path) -> None:
     assert outcomes == [("", 0), ("", 0)]
 
 
+def test_a_database_whose_making_is_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = move_home(monkeypatch, tmp_path)
+    (home / "mlflow.db").unlink()
+
+    def killed(path: Path, target: Path) -> None:
+        path.write_bytes(path.read_bytes()[:5000])  # half of it
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracking_store.connect(home)
+    assert not (home / "mlflow.db").exists()
+    client, _ = tracking_store.connect(home)
+    assert [one.name for one in client.search_experiments()] == ["Default"]
+    assert not list(home.glob("mlflow.db.part*"))
+
+
 def test_a_dvc_stage_never_takes_over_the_run_of_mlflow_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
     monkeypatch.delenv("DVC_STAGE", raising=False)

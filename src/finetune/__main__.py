@@ -1,5 +1,6 @@
 """The entry point: settings that must stand before any heavy import, then the command line."""
 
+import gc
 import os
 
 # OpenMP threads that spin while they wait collapse when a core is busy elsewhere; those that sleep at once lose a
@@ -13,7 +14,10 @@ def main() -> None:
     """Run `finetune`."""
     from finetune.cli import cli
 
-    cli(prog_name="finetune")
+    try:
+        cli(prog_name="finetune")
+    finally:
+        gc.freeze()  # else Python looks through all of its objects again as it ends, which takes seconds
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from finetune import runs
 from finetune.errors import InputError
 
@@ -20,7 +22,7 @@ def lines(work: Path) -> list[str]:
     said = []
     for path in sorted(work.parent.glob(f"*/unfinished/{runs.RUN}")):
         other = path.parents[1]
-        if other == work:
+        if other == work or _under_way(other):
             continue
         try:
             found = runs.read_json(path)
@@ -30,12 +32,21 @@ def lines(work: Path) -> list[str]:
         except (InputError, OSError):  # it is being written, or was by another version
             continue
         changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in now | before if before.get(k) != now.get(k)]
-        what = ", ".join(changed) or "the code's numerics"
+        what = ", ".join(changed) or "the code"
         said.append(
             f"{name}: starts afresh; an unfinished training with other settings ({what}) stays in {other}: "
             "to go on with it set them back, else delete it"
         )
     return said
+
+
+def _under_way(work: Path) -> bool:
+    """Whether a process trains there."""
+    try:
+        with FileLock(work.with_name(work.name + ".lock"), timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

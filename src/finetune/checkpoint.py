@@ -1,9 +1,11 @@
 """Atomic save and load of a run's state, with the run's fingerprint, and how often that is worth its time."""
 
+import io
 import os
 import time
+import zlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from finetune.errors import InputError
 from finetune.interruption import held
 
 FILE = "checkpoint.pt"
+_SUM = 4  # bytes of a CRC-32 at the file's end
 DISK = 150e6  # bytes per second, as a hard disk writes: by it the first save is judged, before any was measured
 
 
@@ -66,7 +70,7 @@ class Saver:
         self.at = state.at  # how far what is saved is
 
     def when_due(self) -> None:
-        """Save if `Pace` allows it; a signal waits for the end."""
+        """Save if `Pace` allows it; a signal waits for the end. One that cannot be written is said, and tried again."""
         now = time.monotonic()
         if now - self._last < self._pace.seconds:
             return
@@ -74,13 +78,25 @@ class Saver:
             self._took = size(self._state.content()) / DISK
         if self._spent + self._took <= self._pace.share * (now - self._began + self._took):
             with held():
-                self._save()
+                try:
+                    self._save()
+                except OSError as error:
+                    self._last = time.monotonic()
+                    with suppress(OSError):  # whoever listened may be gone
+                        print(f"{_unwritten(self._work, error)}; the training goes on without", flush=True)
 
     def at_last(self) -> None:
-        """Save what is not saved yet, before the process ends."""
+        """Save what is not saved yet, before the process ends.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         if self._state.at != self.at:
             with held(last=True):
-                self._save()
+                try:
+                    self._save()
+                except OSError as error:
+                    raise InputError(f"{_unwritten(self._work, error)}; make room, what it had is kept") from None
 
     def _save(self) -> None:
         began = time.monotonic()
@@ -101,27 +117,64 @@ def size(content: Any) -> int:
 
 
 def save(work: Path, fingerprint: str, content: dict[str, Any]) -> None:
-    """Write the checkpoint of the run in work area `work`: whole or not at all, also when the power fails."""
+    """Write the checkpoint of the run in work area `work`: whole or not at all, also when the power fails.
+
+    Raises:
+        OSError: it cannot be written; the one before stays, and nothing is left of it.
+    """
     aside = work / f".{FILE}"
-    with aside.open("wb") as file:
-        torch.save({"fingerprint": fingerprint, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(work / FILE)
+    try:
+        with aside.open("wb") as file:
+            buffer = io.BytesIO()
+            torch.save({"fingerprint": fingerprint, "made_by": _maker(), **content}, buffer)
+            file.write(buffer.getbuffer())
+            file.write(_sum(buffer.getbuffer()))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(work / FILE)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def load(work: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The last checkpoint in `work`; None when there is none, it is another run's, or it cannot be read, which is
-    said on stdout."""
+    """The last checkpoint in `work`; None when there is none, it is another run's, or it is damaged, which is said on
+    stdout. So is that other libraries or another processor made it: then bits may differ.
+
+    Raises:
+        InputError: the file is there and cannot be read.
+    """
     path = work / FILE
     if not path.is_file():
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # of damaged bytes torch's reader makes errors of many kinds
-        content = None
+        whole = memoryview(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); mend that, or delete it to begin anew") from None
+    data, content = whole[:-_SUM], None
+    if whole[-_SUM:] == _sum(data):
+        with suppress(Exception):  # torch's reader makes errors of many kinds
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if isinstance(content, dict) and content.get("fingerprint") == fingerprint:
+        if (made_by := content.pop("made_by", None)) != _maker():
+            print(f"{path}: was made by {made_by}, and goes on with {_maker()}; bits may differ", flush=True)
         return content
     fault = "of a training with other settings" if isinstance(content, dict) else "damaged"
     print(f"{path}: is {fault}; the training starts afresh", flush=True)
     return None
+
+
+def _sum(data: memoryview) -> bytes:
+    return zlib.crc32(data).to_bytes(_SUM, "big")
+
+
+def _maker() -> str:
+    """What the bits of a training depend on beside its settings, in words."""
+    processor = torch.backends.cpu.get_cpu_capability()
+    if torch.cuda.is_available():
+        processor += f" and {torch.cuda.get_device_name()}"
+    return f"torch {torch.__version__} on {processor}"
+
+
+def _unwritten(work: Path, error: OSError) -> str:
+    return f"{work / FILE}: the checkpoint cannot be written ({error.strerror or error})"

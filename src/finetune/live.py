@@ -41,10 +41,10 @@ class Live:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if kind is not None:
-            if issubclass(kind, KeyboardInterrupt | SystemExit):
-                self._in_time(lambda: self._guard(lambda: self._fail("KILLED")), _PATIENCE, "what was trained is saved")
-            else:
-                self._guard(lambda: self._fail("FAILED"))
+            told = issubclass(kind, KeyboardInterrupt | SystemExit)
+            at_most = _PATIENCE if told or self._given_up else None
+            state = "what was trained is saved" if told else "the training failed"
+            self._in_time(lambda: self._at_last("KILLED" if told else "FAILED"), at_most, state)
 
     def started(self, run: Mapping[str, Any]) -> None:
         """The training that `run` (the content of run.json) describes begins, or goes on."""
@@ -65,10 +65,7 @@ class Live:
         Args:
             at_most: seconds to wait for the server, where no signal ends the waiting; None for as long as it takes.
         """
-        if at_most is None:
-            self._guard(self._finish)
-        else:
-            self._in_time(lambda: self._guard(self._finish), at_most, "the run is whole")
+        self._in_time(lambda: self._guard(self._finish), at_most, "the run is whole")
 
     def completed(self, send: Callable[[], None]) -> None:
         """The run is evaluated too; `send` sends what is lacking, tried also after an earlier failure."""
@@ -90,7 +87,14 @@ class Live:
         except Exception as error:
             self._say(error, "training goes on")
 
-    def _in_time(self, action: Callable[[], None], at_most: float, state: str) -> None:
+    def _at_last(self, status: str) -> None:
+        """End the run, also after an earlier failure: the server may be there again."""
+        try:
+            self._fail(status)
+        except Exception as error:
+            self._say(error, "the process ends")
+
+    def _in_time(self, action: Callable[[], None], at_most: float | None, state: str) -> None:
         """Do it, but leave a server that does not answer alone: whoever sent the signal may send SIGKILL next."""
         thread = threading.Thread(target=action, daemon=True)
         thread.start()
@@ -110,8 +114,9 @@ class Live:
         client, attached = experiment.client, attached_run_id()
         found = client.get_run(attached) if attached else experiment.find(run["run_key"])
         if found is None:
-            found = experiment.create(run)
+            found = self._run = experiment.create(run)
         else:
+            self._run = found
             self._sent = {m.step for m in client.get_metric_history(found.info.run_id, "train/loss")}
             client.update_run(found.info.run_id, status="RUNNING")
         # By which `track` knows whether a run that says RUNNING still is.

@@ -12,7 +12,7 @@ from finetune.device import resolve_device
 from finetune.errors import InputError, named
 from finetune.params import Params, TrainingParams
 from finetune.store import Split, Store, open_store
-from finetune.strategies import adapts, build_model, build_plan, check_options
+from finetune.strategies import adapts, build_model, build_plan, check_options, source_digest
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Plan, audit
 from finetune.study import Layout, Run, fingerprint, run_key
@@ -67,7 +67,17 @@ def resolve(params: Params, layout: Layout, run: Run, device: str | None = None)
     if params.backbone.source == "torchvision":
         backbone["weights"] = params.backbone.weights
     fraction = params.datasets[run.dataset].fraction
-    print_ = fingerprint(run, plan, options, recipe, store.digest, backbone["digest"], fraction)
+    print_ = fingerprint(
+        run,
+        plan,
+        options,
+        recipe,
+        store.digest,
+        backbone["digest"],
+        fraction,
+        store.meta["prepare"]["split_seed"],
+        source_digest(plan),
+    )
     return Prepared(run, plan, options, recipe, store, fraction, backbone, layout.backbone, print_)
 
 

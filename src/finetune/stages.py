@@ -1,13 +1,15 @@
 """What the stages train and evaluate do: open their inputs, call who knows, write their outputs whole."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torchvision.models import MobileNetV2
 
-from finetune import abandoned, accounting, interruption, records, runs
+from finetune import abandoned, accounting, checkpoint, interruption, records, runs
 from finetune import model as models
 from finetune.clock import Clock
 from finetune.device import Feed, configure, move_to_device, resolve_device
@@ -42,8 +44,9 @@ def train(
         module: a network of an earlier run of this process, on its device, to be overwritten and trained: what was
             compiled for it serves again.
         began: when the command began, of time.monotonic(), so that its start-up is counted whole; None for now.
-        keep: keep the work area until `forget`, so that a process that ends before it is done with the run, and
-            would write elsewhere next time, adopts it then.
+        keep: keep the finished run in its work area, too, until `forget`: the next call adopts it, should this one's
+            result be lost. DVC deletes it where a stage, or DVC itself, ends otherwise than well before dvc.lock is
+            written, and runs outside DVC are written elsewhere each time.
     """
     clock = Clock(began)
     place = layout.run(prepared.run)
@@ -52,23 +55,32 @@ def train(
         for listener in listeners:
             listener.started(record)
         finished = work / "finished"
-        if not finished.is_dir():
+        if finished.is_dir():
+            print(f"{prepared.run.name}: was trained to its end before; that is put in its place", flush=True)
+        else:
             _train_aside(prepared, record, work, listeners, module, clock)
         interruption.check()  # while it can be adopted: DVC deletes from its place what no stage has ended with
         with interruption.finishing():
             if keep:
                 shutil.rmtree(work / "copy", ignore_errors=True)
                 runs.move_into_place(shutil.copytree(finished, work / "copy"), place)
+                (work / checkpoint.FILE).unlink(missing_ok=True)
             else:
                 runs.move_into_place(finished, place)
                 shutil.rmtree(work)
     return place
 
 
-def forget(prepared: Prepared) -> None:
-    """Clear the work area of a run that was trained with `keep`."""
-    with runs.locked(work_area(prepared.key)) as work:
-        shutil.rmtree(work)
+def forget(run_key: str) -> None:
+    """Clear the work area of a run that was trained with `keep`, unless somebody trains it again."""
+    work = work_area(run_key)
+    if (work / "finished").is_dir():
+        with suppress(Timeout), FileLock(work.with_name(work.name + ".lock"), timeout=0):
+            # At once: what is left of it, should this be cut short, is never taken for a run.
+            gone = work / "gone"
+            shutil.rmtree(gone, ignore_errors=True)
+            (work / "finished").rename(gone)
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _train_aside(
@@ -89,8 +101,9 @@ def _train_aside(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     runs.write_json(folder / runs.RUN, record)
-    for line in abandoned.lines(work):
-        print(line, flush=True)
+    if not (work / checkpoint.FILE).is_file():
+        for line in abandoned.lines(work):
+            print(line, flush=True)
     runs.write_csv(folder / runs.AUDIT, rows)
     if plan.initialisation == "pretrained":
         models.load_backbone(model, prepared.backbone_path)

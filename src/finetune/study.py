@@ -134,10 +134,16 @@ def fingerprint(
     store_digest: str,
     backbone_digest: str,
     fraction: float,
+    split_seed: int,
+    plan_source: str,
 ) -> str:
     """16 hex digits that change whenever the run's numbers may: 64 bits of a SHA-256.
 
     `training.device` must already be resolved to cpu or cuda.
+
+    Args:
+        split_seed: by which a fraction of the training images is chosen.
+        plan_source: digest of the plan's file, which may be one of the user's own.
     """
     assert training.device != "auto"
     slice_ = {
@@ -148,7 +154,8 @@ def fingerprint(
         "training": training.model_dump(mode="json"),
         "store": store_digest,
         "backbone": backbone_digest,
-        "fraction": fraction,
+        "fraction": fraction if fraction == 1 else [fraction, split_seed],
+        "source": plan_source,
         "numerics": NUMERICS_VERSION,
     }
     return hashlib.sha256(json.dumps(slice_, sort_keys=True).encode()).hexdigest()[:16]

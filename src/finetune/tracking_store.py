@@ -40,7 +40,11 @@ def workspace(root: Path) -> Path:
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, else the SQLite database of the repository at `root` (absolute)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace(root) / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_database(root)
+
+
+def _own_database(root: Path) -> str:
+    return f"{_SQLITE}{workspace(root) / 'mlflow.db'}"
 
 
 def attached_run_id() -> str | None:
@@ -67,6 +71,8 @@ def connect(root: Path) -> "tuple[MlflowClient, str]":
     uri = tracking_uri(root)
     _check_database(uri)
     with store_lock(root), uncollected():  # a client of a database imports SQLAlchemy and more
+        if uri == _own_database(root):
+            _create(Path(uri.removeprefix(_SQLITE)))
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client, uri
@@ -111,6 +117,19 @@ def _cause(error: BaseException) -> BaseException:
 def redacted(text: str) -> str:
     """The same without the user and password of the addresses in it."""
     return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
+def _create(database: Path) -> None:
+    """Make the database whole or not at all: one whose making was cut short no MLflow opens again."""
+    if database.is_file() and database.stat().st_size:
+        return
+    from mlflow import MlflowClient
+
+    part = database.with_name(f"{database.name}.part")
+    for left in database.parent.glob(f"{part.name}*"):
+        left.unlink()
+    MlflowClient(f"{_SQLITE}{part}").search_experiments(max_results=1)
+    part.rename(database)
 
 
 def _check_database(uri: str) -> None:

@@ -125,7 +125,7 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
         live.finished()
         interruption.check()
     stages.evaluate(layout, run)
-    stages.forget(prepared)
+    stages.forget(prepared.key)
     tracking.note_side_run(params, layout, run, live.run_id)
     live.completed(lambda: tracking.track_run(params, layout, run))
     return layout, place

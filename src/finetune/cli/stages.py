@@ -1,5 +1,7 @@
 """One command per stage of dvc.yaml."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,8 @@ def train(
         agreement.check_run(params, layout.root, dataset, strategy)
         prepared = resolved.resolve(params, layout, study.Run(dataset, strategy, seed), device)
         place = train_run(params, layout, prepared, tracking)
-    click.echo(f"{place}: finished")
+    with suppress(OSError):  # whoever listened may be gone; the run is whole
+        click.echo(f"{place}: finished")
 
 
 @cli.command()
@@ -107,7 +110,10 @@ def evaluate(
 
     params, layout = load(params_file, overrides)
     study.check_run(params, dataset, strategy)
-    place = stages.evaluate(layout, study.Run(dataset, strategy, seed), device)
+    run = study.Run(dataset, strategy, seed)
+    place = stages.evaluate(layout, run, device)
+    # DVC runs this stage after it has noted the training, so that is not lost any more.
+    stages.forget(runs.read_json(layout.run(run) / runs.RUN)["run_key"])
     test = runs.read_json(place / runs.METRICS)["test"]
     click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")
 
@@ -143,13 +149,14 @@ def train_run(params: Any, layout: Any, prepared: Any, tracking: str) -> Path:
     from finetune import stages
     from finetune.training import Listener
 
+    keep = "DVC_STAGE" in os.environ
     if tracking == "off" or importlib.util.find_spec("mlflow") is None:
-        return stages.train(prepared, layout, began=BEGAN)
+        return stages.train(prepared, layout, began=BEGAN, keep=keep)
     from finetune.live import Live
 
     with Live(params) as live:
         listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
-        place = stages.train(prepared, layout, (listener,), began=BEGAN)
+        place = stages.train(prepared, layout, (listener,), began=BEGAN, keep=keep)
         with interruption.finishing():
             live.finished(at_most=_PATIENCE)
     return place
