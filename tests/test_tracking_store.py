@@ -1,6 +1,8 @@
 import os
+import sqlite3
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -49,22 +51,27 @@ def test_two_processes_create_the_store_at_once(tmp_path: Path) -> None:
     assert outcomes == [("", 0), ("", 0)]
 
 
-def test_a_database_whose_making_is_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = move_home(monkeypatch, tmp_path)
-    (home / "mlflow.db").unlink()
+def test_a_database_whose_making_is_cut_short_is_made_again(tmp_path: Path) -> None:
+    killed = """
+        import os, pathlib
+        def rename(path, target):
+            path.write_bytes(path.read_bytes()[:5000])  # half of it
+            os._exit(9)
+        pathlib.Path.rename = rename
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    environment["PYTHONPATH"] = str(Path(tracking_store.__file__).parents[1])
 
-    def killed(path: Path, target: Path) -> None:
-        path.write_bytes(path.read_bytes()[:5000])  # half of it
-        raise KeyboardInterrupt
+    def connect(first: str = "") -> int:
+        code = textwrap.dedent(first) + "\n" + CONNECT
+        return subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False).returncode
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
-        with pytest.raises(KeyboardInterrupt):
-            tracking_store.connect(home)
-    assert not (home / "mlflow.db").exists()
-    client, _ = tracking_store.connect(home)
-    assert [one.name for one in client.search_experiments()] == ["Default"]
-    assert not list(home.glob("mlflow.db.part*"))
+    assert connect(killed) == 9
+    assert not (tmp_path / "mlflow.db").exists()
+    assert connect() == 0
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("select name from experiments").fetchall() == [("Default",)]
+    assert not list(tmp_path.glob("mlflow.db.part*"))
 
 
 def test_a_dvc_stage_never_takes_over_the_run_of_mlflow_run(monkeypatch: pytest.MonkeyPatch) -> None:
