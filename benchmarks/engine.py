@@ -15,7 +15,7 @@ Run: `python -m benchmarks.engine WAY --size 224 --images FOLDER --store STORE`,
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,12 +28,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import mobilenet_v2
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
+from benchmarks.gpu.rates import fixed
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
 from finetune.device import configure, cpu_has_bf16, move_to_device
 from finetune.optimizers import make_optimizer
-from finetune.params import AugmentationParams, TrainingParams
+from finetune.params import TrainingParams
 from finetune.step import Step as TrainingStep
 from finetune.store import open_store
 from finetune.strategies import build_plan
@@ -66,8 +67,8 @@ def ours(size: int, steps: int, warm_up: int, store: Path, precision: str, resid
     move_to_device(model, recipe)
     phase = build_plan(model, "same_lr", {}).phases[0]
     optimizer = make_optimizer(model, phase, recipe)
-    batches = _Resident if resident else Batches
-    feed = batches(split, size, BATCH, torch.device("cpu"), torch.channels_last, 0.875)
+    feed = Batches(split, size, BATCH, torch.device("cpu"), torch.channels_last, 0.875)
+    feed = fixed(feed, recipe.augmentation) if resident else feed
     few = Batches(
         type(whole)(whole.pixels, whole.index[: warm_up * BATCH], whole.labels[: warm_up * BATCH]),
         size, BATCH, torch.device("cpu"), torch.channels_last, 0.875,
@@ -76,17 +77,6 @@ def ours(size: int, steps: int, warm_up: int, store: Path, precision: str, resid
     began = time.perf_counter()
     train_epoch(TrainingStep(model, phase, optimizer, recipe), feed, 0, 0, "bench")
     return len(split) / (time.perf_counter() - began)
-
-
-class _Resident(Batches):
-    """One batch, again and again."""
-
-    def training(
-        self, augmentation: AugmentationParams, seed: int, epoch: int, *, first: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        ready = next(super().training(augmentation, seed, epoch))
-        for _ in range(first, self.training_steps()):
-            yield ready
 
 
 def plain(size: int, steps: int, warm_up: int, folder: Path) -> float:

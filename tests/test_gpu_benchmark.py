@@ -21,7 +21,7 @@ from finetune.study import Layout, Run
 from small_splits import levels_apart
 
 ROOT = Path(__file__).parents[1]
-MACHINE = {"date", "commit", "device", "python", "torch", "torchvision"}
+MACHINE = {"date", "commit", "device", "python", "torch", "torchvision", "code", "of"}
 
 Command = Callable[..., Result]
 
@@ -234,12 +234,31 @@ def test_a_sweep_goes_on_where_an_earlier_one_ended(
     assert command(*words).exit_code == 0
     assert [recipe.precision for recipe, _ in measured] == ["bf16"] * 4, "what failed, and what is of the fastest"
     assert read(tmp_path / "sweep.json")["rows"][0] == rows[0]
+    whole = read(tmp_path / "sweep.json")
+    assert len(whole["at_best"]) == 3
     assert command(*words).exit_code == 0
     assert len(measured) == 4, "nothing is left"
+    assert {key: value for key, value in read(tmp_path / "sweep.json").items() if key != "date"} == {
+        key: value for key, value in whole.items() if key != "date"
+    }
     other = read(tmp_path / "sweep.json") | {"torch": "1.0"}
     (tmp_path / "sweep.json").write_text(json.dumps(other), encoding="utf-8")
     assert command(*words).exit_code == 0
     assert len(measured) == 9, "another version's figures are no part of these"
+
+
+@pytest.mark.parametrize("change", [{"of": {"store": "another", "tiny": True}}, {"code": "another"}])
+def test_figures_of_other_data_or_other_code_are_no_part_of_a_sweep(
+    change: dict[str, Any], command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("sweep", "--device", "cpu", "--tiny", "--store", Layout(toy_inputs).store("toy"), "--out", tmp_path)
+    measured = fake_rates(monkeypatch)
+    assert command(*words).exit_code == 0
+    before = len(measured)
+    assert read(tmp_path / "sweep.json").keys() >= change.keys()
+    (tmp_path / "sweep.json").write_text(json.dumps(read(tmp_path / "sweep.json") | change), encoding="utf-8")
+    assert command(*words).exit_code == 0
+    assert len(measured) == 2 * before
 
 
 def test_sweep_keeps_to_the_settings_named_and_to_its_time(command: Command, toy_inputs: Path, tmp_path: Path) -> None:
@@ -345,6 +364,9 @@ def test_study_trains_and_evaluates_every_run_and_leaves_alone_what_is_there(
         "toy/from_scratch/4: no time left",
         "toy/separate_lr/4: no time left",
     ]
+    other = command(*words, "--set", "training.lr=0.1", "--minutes", "0")
+    left = [f"toy/{strategy}/3: no time left" for strategy in ("same_lr", "from_scratch")]
+    assert [line for line in other.output.splitlines() if "toy/" in line] == left, "those there have another recipe"
 
 
 def test_a_run_that_fails_leaves_its_error_and_the_others(

@@ -8,8 +8,10 @@ import click
 import torch
 
 from benchmarks.gpu import beside_timm, everything, rates, repeat, study, sweep
-from benchmarks.gpu.written import earlier, write
+from benchmarks.gpu.written import earlier, of, write
 from finetune.errors import InputError
+from finetune.params import load
+from finetune.study import Layout
 
 
 class _Refused(click.ClickException):
@@ -77,8 +79,8 @@ def all_(
     """Check, sweep, measure beside timm, train twice for the same bytes, and train the study's runs, on the study's
     first data set.
 
-    Fails where one of them goes wrong. Begun again with the same --out, on the same machine and commit, it measures
-    what is not there yet.
+    Fails where one of them goes wrong. Begun again with the same --out, on the same machine, with the same code, data
+    and settings, it measures what is not there yet.
     """
     if everything.run(params, inputs, out, archive, minutes, device, tiny, overrides):
         raise SystemExit(1)
@@ -94,7 +96,7 @@ def check(device: str, tiny: bool, store: Path, backbone: Path, out: Path) -> No
     """Compare views, losses and gradients with the CPU's; see that no step waits for the GPU. Fail where they differ by
     more than rounding, or one does."""
     found = everything.check(store, backbone, device, tiny)
-    write(out / everything.CHECK, found, device)
+    write(out / everything.CHECK, found, device, of(store, tiny))
     if not found["right"]:
         raise SystemExit(1)
 
@@ -110,8 +112,15 @@ def sweep_(device: str, tiny: bool, store: Path, out: Path, only: str, minutes: 
     """Measure images per second over precision, compilation and batch size, best promise first; the fastest also with
     streamed pixels, and with `deterministic: true`. Fail where every setting does."""
     words, path = [word for word in only.split(",") if word], out / everything.SWEEP
+    subject = of(store, tiny)
     found = sweep.measure(
-        store, device, tiny, words, minutes, lambda rows: write(path, rows, device), earlier(path, device)
+        store,
+        device,
+        tiny,
+        words,
+        minutes,
+        lambda rows: write(path, rows, device, subject),
+        earlier(path, device, subject),
     )
     if sweep.all_failed(found):
         raise SystemExit(1)
@@ -141,6 +150,7 @@ def profile(device: str, tiny: bool, store: Path, out: Path, setting: str) -> No
 @click.option("--minutes", type=float, default=8.0, show_default=True, help="Begin no new rate after so long.")
 def timm_(device: str, tiny: bool, store: Path, archive: Path | None, out: Path, setting: str, minutes: float) -> None:
     """Measure training beside timm's with 16 workers, in turn, where timm is installed."""
+    subject = of(store, tiny)
     with tempfile.TemporaryDirectory() as scratch:
         beside_timm.measure(
             store,
@@ -150,7 +160,7 @@ def timm_(device: str, tiny: bool, store: Path, archive: Path | None, out: Path,
             archive,
             Path(scratch),
             minutes,
-            lambda found: write(out / everything.TIMM, found, device),
+            lambda found: write(out / everything.TIMM, found, device, subject),
         )
 
 
@@ -164,7 +174,8 @@ def timm_(device: str, tiny: bool, store: Path, archive: Path | None, out: Path,
 def repeat_(device: str, tiny: bool, params: Path, inputs: Path, out: Path, overrides: tuple[str, ...]) -> None:
     """Train a run three times under `deterministic: true`, once with an interruption. Fail where the bytes differ."""
     found = repeat.measure(params, overrides, inputs, device, tiny)
-    write(out / everything.REPEAT, found, device)
+    read = load(params, overrides)
+    write(out / everything.REPEAT, found, device, of(Layout(out, inputs).store(read.study.datasets[0]), tiny, read))
     if not found["same"]:
         raise SystemExit(1)
 

@@ -13,10 +13,9 @@ import click
 import torch
 
 from benchmarks.gpu import agreement, beside_timm, repeat, study, sweep, waiting
-from benchmarks.gpu.written import earlier, write
+from benchmarks.gpu.written import earlier, of, write
 from finetune.errors import InputError
 from finetune.params import load
-from finetune.store import open_store
 from finetune.study import Layout
 
 CHECK, SWEEP, TIMM, STUDY = "agreement.json", "sweep.json", "beside_timm.json", "study.json"
@@ -43,8 +42,9 @@ def run(
         InputError: an input is missing.
     """
     end, layout = time.monotonic() + 60 * minutes, Layout(out, inputs)
-    store = layout.store(load(params_file, overrides).study.datasets[0])
-    open_store(store)
+    params = load(params_file, overrides)
+    store = layout.store(params.study.datasets[0])
+    subject = of(store, tiny)
     if not layout.backbone.is_file():
         raise InputError(f"{layout.backbone}: no such file; --inputs is a folder with prepared/ and models/")
     wrong: list[str] = []
@@ -63,41 +63,55 @@ def run(
             click.echo(wrong[-1], err=True)
 
     def checked() -> str | None:
-        if not (found := earlier(out / CHECK, device)):
+        if not (found := earlier(out / CHECK, device, subject)):
             found = check(store, layout.backbone, device, tiny)
-            write(out / CHECK, found, device)
+            write(out / CHECK, found, device, subject)
         return None if found["right"] else "the device differs from the CPU, or a step waits for it"
 
     def swept() -> str | None:
         path, share = out / SWEEP, _SHARES[SWEEP]
         found = sweep.measure(
-            store, device, tiny, [], share * left(), lambda rows: write(path, rows, device), earlier(path, device)
+            store,
+            device,
+            tiny,
+            [],
+            share * left(),
+            lambda rows: write(path, rows, device, subject),
+            earlier(path, device, subject),
         )
         return "every setting failed" if sweep.all_failed(found) else None
 
     def compared() -> str | None:
         path, share = out / TIMM, _SHARES[TIMM]
-        if beside_timm.complete(earlier(path, device)):
+        if beside_timm.complete(earlier(path, device, subject)):
             return None
-        setting = sweep.fastest(earlier(out / SWEEP, device).get("rows", ())) or sweep.first(tiny)
+        setting = sweep.fastest(earlier(out / SWEEP, device, subject).get("rows", ())) or sweep.first(tiny)
         with tempfile.TemporaryDirectory() as scratch:
             beside_timm.measure(
-                store, device, tiny, setting, archive, Path(scratch), share * left(), lambda f: write(path, f, device)
+                store,
+                device,
+                tiny,
+                setting,
+                archive,
+                Path(scratch),
+                share * left(),
+                lambda figures: write(path, figures, device, subject),
             )
         return None
 
     def repeated() -> str | None:
-        if not (found := earlier(out / REPEAT, device)):
+        whole = of(store, tiny, params)
+        if not (found := earlier(out / REPEAT, device, whole)):
             if left() <= 0:
                 click.echo("no time left")
                 return None
             found = repeat.measure(params_file, overrides, inputs, device, tiny, min(repeat.MINUTES, left()))
-            write(out / REPEAT, found, device)
+            write(out / REPEAT, found, device, whole)
         return None if found["same"] else "a training under deterministic: true gave other bytes"
 
     def studied() -> str | None:
         def keep(rows: list[dict[str, Any]]) -> None:
-            write(out / STUDY, {"rows": rows}, device)
+            write(out / STUDY, {"rows": rows}, device, of(store, tiny, params))
 
         rows = study.run(params_file, overrides, inputs, out, left(), device, tiny, keep)
         return "every run failed" if study.all_failed(rows) else None

@@ -36,6 +36,11 @@ class Fixed(Batches):
             yield self.ready
 
 
+def fixed(batches: Batches, augmentation: AugmentationParams) -> Batches:
+    """As many batches, all of them the first, which is made now."""
+    return Fixed(**_fields(batches), ready=next(batches.training(augmentation, 0, 0)))
+
+
 class Trained:
     """A network that is trained by a recipe as `finetune train` does it, all of its parameters at one rate."""
 
@@ -58,10 +63,6 @@ class Trained:
         if not streamed:
             return fed
         return DeviceBatches(**_fields(fed), resident=None, exact=self.recipe.precision == "fp32")
-
-    def fixed(self, batches: Batches) -> Batches:
-        """As many batches, all of them the first, which lies ready."""
-        return Fixed(**_fields(batches), ready=next(batches.training(self.recipe.augmentation, 0, 0)))
 
     def rate(self, batches: Batches, epoch: int) -> float:
         """Images per second of an epoch."""
@@ -87,8 +88,8 @@ def measured(store: Path, recipe: TrainingParams, images: int, streamed: bool = 
     trained.rate(trained.batches(4 * recipe.batch_size, streamed), 0)
     warm_up = time.perf_counter() - began
     batches = trained.batches(images, streamed)
-    fixed = trained.fixed(batches)
-    pairs = [(trained.rate(batches, epoch), trained.rate(fixed, epoch)) for epoch in (1, 2, 3)]
+    ready_batch = fixed(batches, recipe.augmentation)
+    pairs = [(trained.rate(batches, epoch), trained.rate(ready_batch, epoch)) for epoch in (1, 2, 3)]
     fed, ready = (statistics.median(column) for column in zip(*pairs, strict=True))
     return {
         "images_per_second": round(fed, 1),

@@ -38,7 +38,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Write runs/ and evaluations/ under `out`, as the stages train and evaluate do; give `keep` a row of each run.
 
-    Runs that are there already are left alone, so that a study may be done in several goes. Seed by seed, so that
+    Runs that are there already, trained on the same data with the same settings by code of the same numerics, are left
+    alone, so that a study may be done in several goes. Seed by seed, so that
     whatever is done in the time is a whole comparison. A run that fails has its error in place of figures.
 
     Args:
@@ -59,7 +60,7 @@ def run(
     for prepared in [resolve(params, layout, one, device) for one in sorted(runs(params), key=lambda run: run.seed)]:
         one = prepared.run
         began = time.monotonic()
-        if not (layout.evaluation(one) / METRICS).is_file():
+        if not _is_there(prepared, layout):
             if began > end:
                 print(f"{one.name}: no time left", flush=True)
                 continue
@@ -78,6 +79,11 @@ def run(
         rows.append({"run": one.name} | figures | {key: cost[key] for key in ("images_per_second", "seconds")})
         keep(rows)
     return rows
+
+
+def _is_there(prepared: Prepared, layout: Layout) -> bool:
+    path = layout.evaluation(prepared.run) / METRICS
+    return path.is_file() and read_json(path)["run_key"] == prepared.key
 
 
 def all_failed(rows: list[dict[str, Any]]) -> bool:

@@ -73,7 +73,7 @@ def measure(
         done: what an earlier go kept; what has figures there is not measured again.
     """
     began, images, before = monotonic(), rates.TINY_IMAGES if tiny else rates.IMAGES, done or {}
-    found: dict[str, list[Row]] = {"rows": _with_figures(before.get("rows", ())), "at_best": []}
+    found: dict[str, list[Row]] = {kind: _with_figures(before.get(kind, ())) for kind in ("rows", "at_best")}
     keep(found)
 
     def measured(kind: str, named: Row, recipe: TrainingParams, streamed: bool) -> None:
@@ -97,7 +97,7 @@ def measure(
         measured("rows", {"setting": setting}, recipe_of(setting, device, tiny), False)
     if (best := fastest(found["rows"])) is None:
         return found
-    found["at_best"] = [row for row in _with_figures(before.get("at_best", ())) if row["setting"] == best]
+    found["at_best"] = [row for row in found["at_best"] if row["setting"] == best]
     known = {row["with"] for row in found["at_best"]}
     for name, changes in AT_BEST.items():
         if name not in known and monotonic() - began < 60 * minutes:
