@@ -1,7 +1,11 @@
 """Costs worked out by hand, or measured with real tensors."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +157,21 @@ def test_a_class_more_is_a_row_of_the_head_more() -> None:
 def test_peak_memory_is_at_least_what_is_held() -> None:
     held = torch.ones(25_000_000)
     assert accounting.peak_memory("cpu") > held.nbytes
+
+
+def test_peak_memory_is_a_processs_own_whatever_had_started_it() -> None:
+    held = torch.ones(100_000_000)  # 400 MB, which a child's ru_maxrss would begin with
+    code = "from finetune.state import peak_memory; print(peak_memory('cpu'))"
+    environment = os.environ | {"PYTHONPATH": str(Path(accounting.__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    bare = subprocess.run(
+        ["env", "-i", f"PYTHONPATH={environment['PYTHONPATH']}", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(found.stdout) == pytest.approx(int(bare.stdout), rel=0.1)
+    assert held.sum()
 
 
 def cost_of(progress: Progress) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Calibration measures every combination and writes the fastest without touching the rest of params.yaml."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from finetune import calibration
 from finetune.batches import Batches
 from finetune.calibration import Measured, Setting, Strategy, measure, settings, write
 from finetune.cli import cli
+from finetune.crew import crew
 from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams, parse
@@ -61,6 +63,24 @@ def test_the_fastest_comes_first_with_a_rate_of_each_round(toy_inputs: Path) -> 
     assert {one.setting for one in found} == set(tried)
     assert found[0].rate >= found[1].rate > 0
     assert all(len(one.rates) == 2 for one in found)
+
+
+def test_trainings_at_once_are_measured_together(toy_inputs: Path) -> None:
+    store = open_store(Layout(toy_inputs).store("toy"))
+    recipe = TrainingParams(image_size=32, batch_size=4, device="cpu")
+    tried = [Setting("fp32", "channels_last", 1, 4), Setting("fp32", "channels_last", 2, 4)]
+    found = measure(store, recipe, SAME_LR, tried, 1, lambda threads: 2 // threads)
+    assert {one.setting.threads: one.at_once for one in found} == {1: 2, 2: 1}
+    assert all(one.rate > 0 for one in found)
+
+
+def test_what_one_of_several_raises_is_raised() -> None:
+    with crew(2, _fails) as rates_of, pytest.raises(InputError, match="bf16"):
+        rates_of(FAST)
+
+
+def _fails(setting: Setting, ready: Callable[[], object]) -> float:
+    raise InputError(setting.precision)
 
 
 def test_the_median_of_the_rounds_counts() -> None:

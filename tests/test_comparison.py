@@ -115,6 +115,8 @@ def test_what_older_runs_did_not_record_is_left_blank(tmp_path, toy):
     assert base["seconds_mean"] == "12.0"
     assert {base[key] for key in ("start_seconds_n", "data_seconds_mean", "activation_mb", "flops_per_image")} == {""}
     assert (ours["start_seconds_mean"], ours["activation_mb"]) == ("4.0", "120.0")
+    measured = ("seconds", "seconds_per_epoch", "images_per_second", "peak_memory_mb")
+    assert all(float(ours[f"{key}_mean"]) > 0 for key in measured)
 
 
 def test_the_winner_is_the_best_mean_validation_and_its_best_seed(toy):

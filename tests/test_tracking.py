@@ -71,6 +71,7 @@ def test_everything_of_a_run_is_sent(home: Path, there: Experiment) -> None:
         "cost/evaluation_seconds": 1.0,
         "cost/saving_seconds": 0.25,
         "cost/images_per_second": 15.0,
+        "cost/total_parameters": 2_227_715,
         "cost/peak_memory_mb": 300.0,
         "cost/activation_mb": 120.0,
         "cost/flops_per_image": 12_000_000,

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -228,6 +229,19 @@ def test_a_frozen_group_keeps_its_parameters_and_statistics_bit_for_bit(work: Wo
     before = copied(model)
     work(head_and_body(model, frozen=True, batchnorm="eval"), model=model)
     assert moved(before, model) == {"classifier.1.weight", "classifier.1.bias"}
+
+
+def test_the_seconds_of_checkpoints_are_those_of_saving(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = []
+
+    def slow(*_: Any) -> None:
+        time.sleep(0.2)
+        saves.append(None)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    seconds = work(pace=Pace(seconds=0, share=1)).phase_seconds
+    assert saves
+    assert 0.2 * len(saves) <= seconds["saving"] < 0.2 * len(saves) + 0.5
 
 
 def test_under_eval_batchnorm_is_left_alone_and_the_rest_moves(work: Work) -> None:

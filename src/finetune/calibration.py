@@ -5,10 +5,11 @@ Training itself never chooses: its numbers depend on these settings, so they sta
 
 import statistics
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from functools import partial
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from torchvision.models import MobileNetV2
 from finetune.averaging import Averaged
 from finetune.batches import Batches
 from finetune.counting import counted
+from finetune.crew import crew
 from finetune.device import configure, cpu_has_bf16, memory_format, move_to_device, resolve_device
 from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
 from finetune.params_edit import put
 from finetune.step import Step
-from finetune.store import Split, Store
+from finetune.store import Split, Store, open_store
 from finetune.strategies import build_model, build_plan, check_options
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Plan
@@ -47,7 +49,8 @@ class Setting:
 @dataclass(frozen=True)
 class Measured:
     setting: Setting
-    rates: tuple[float, ...]  # images per second, of each round
+    rates: tuple[float, ...]  # images per second, of all trainings together, of each round
+    at_once: int = 1  # trainings
 
     @property
     def rate(self) -> float:
@@ -102,9 +105,17 @@ def check(recipe: TrainingParams, strategy: Strategy) -> None:
 
 
 def measure(
-    store: Store, recipe: TrainingParams, strategy: Strategy, tried: Sequence[Setting], rounds: int
+    store: Store,
+    recipe: TrainingParams,
+    strategy: Strategy,
+    tried: Sequence[Setting],
+    rounds: int,
+    at_once: Callable[[int], int] = lambda threads: 1,
 ) -> list[Measured]:
     """Train a few steps of a strategy under each setting, in turn, `rounds` times; the fastest comes first.
+
+    Args:
+        at_once: trainings of so many threads each that shall run side by side, each in a process of its own.
 
     The steps are of the strategy's last phase, in which most is trained, without torch.compile. Features that training
     would cache are computed anew, as computing them is what takes the time there.
@@ -120,14 +131,25 @@ def measure(
     done = 0
     with counted("calibrate", rounds * len(tried), "trials") as advance:
         for _ in range(rounds):
-            for setting in tried:
-                rates[setting].append(_rate(split, len(store.classes), recipe, strategy, setting))
-                advance(done := done + 1)
-    found = [Measured(setting, tuple(values)) for setting, values in rates.items()]
+            for beside, several in groupby(sorted(tried, key=_beside(at_once)), key=_beside(at_once)):
+                with crew(beside, partial(_rate, store.path, recipe, strategy)) as rates_of:
+                    for setting in several:
+                        rates[setting].append(sum(rates_of(setting)))
+                        advance(done := done + 1)
+    found = [Measured(setting, tuple(values), at_once(setting.threads)) for setting, values in rates.items()]
     return sorted(found, key=lambda one: -one.rate)
 
 
-def _rate(split: Split, classes: int, recipe: TrainingParams, strategy: Strategy, setting: Setting) -> float:
+def _beside(at_once: Callable[[int], int]) -> Callable[[Setting], int]:
+    return lambda setting: at_once(setting.threads)
+
+
+def _rate(
+    path: Path, recipe: TrainingParams, strategy: Strategy, setting: Setting, ready: Callable[[], object]
+) -> float:
+    """Images per second of a few steps, begun once all that run beside are `ready`."""
+    store = open_store(path)
+    split, classes = store.split("train"), len(store.classes)
     own = recipe.model_copy(update={**asdict(setting), "device": "cpu", "compile": "none"})
     configure(own)
     model = strategy.model(classes)
@@ -149,6 +171,7 @@ def _rate(split: Split, classes: int, recipe: TrainingParams, strategy: Strategy
             train_epoch(step, batches, 0, 0, "calibrate")
 
         epoch(1)
+        ready()
         began = time.perf_counter()
         epoch(_STEPS)
         return _STEPS * own.batch_size / (time.perf_counter() - began)

@@ -1,4 +1,7 @@
-"""Where a run's seconds go: each belongs to one phase, and those of all attempts are added up."""
+"""Where a run's seconds go: each belongs to one phase, and those of all attempts are added up.
+
+Those of an attempt that was killed (SIGKILL) since its last checkpoint are lost with what it did in them.
+"""
 
 import time
 from collections.abc import Iterable, Iterator

@@ -18,23 +18,29 @@ if TYPE_CHECKING:
 @click.argument("dataset", required=False)
 @click.option("--batch", "batches", type=click.IntRange(min=2), multiple=True, help="Sizes to try. [default: as it is]")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--alone", is_flag=True, help="One training at a time, as `mlflow run -e train` does, not as `make study`."
+)
 @click.option("--dry-run", is_flag=True, help="Measure and print; leave params.yaml as it is.")
 @reads_params
 def calibrate(
     dataset: str | None,
     batches: tuple[int, ...],
     rounds: int,
+    alone: bool,
     dry_run: bool,
     params_file: Path,
     overrides: tuple[str, ...],
 ) -> None:
     """Measure precision, memory format and threads, and write the fastest into params.yaml.
 
-    On the prepared DATASET (default: the study's first), at its image size, by the baseline's recipe. The numbers of
-    runs depend on these settings: changing them trains anew. The batch size stays, as it changes what is learnt: other
-    sizes are tried, and written, where --batch names them.
+    On the prepared DATASET (default: the study's first), at its image size, by the baseline's recipe. With fewer
+    threads than cores, as many trainings at once as `make study` runs, and their rates together. The numbers of runs
+    depend on these settings: changing them trains anew. The batch size stays, as it changes what is learnt: other sizes
+    are tried, and written, where --batch names them.
     """
     from finetune import calibration
+    from finetune.side_by_side import jobs
     from finetune.store import open_store
 
     params, layout = load(params_file, overrides)
@@ -48,14 +54,17 @@ def calibrate(
     if not dry_run:
         _check_effect(params, params_file, name, written)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = sorted({1, max(1, cores // 2), cores})
+    threads = sorted({2**n for n in range(cores.bit_length()) if 2**n <= cores} | {cores})
     tried = calibration.settings(threads, batches or (recipe.batch_size,))
     if {one.precision for one in tried} == {"fp32"}:
         click.echo("bf16 is left out: this CPU has no instructions for it, so it takes many times as long as fp32")
-    measured = calibration.measure(open_store(layout.store(name)), recipe, strategy, tried, rounds)
+    measured = calibration.measure(
+        open_store(layout.store(name)), recipe, strategy, tried, rounds, *(() if alone else (jobs,))
+    )
     click.echo(f"{name}, {recipe.image_size} px, {baseline}, {cores} cores, medians of {rounds} rounds in turn:")
     for one in measured:
         values = "  ".join(f"{key} {value}" for key, value in asdict(one.setting).items())
+        values += f"  ({one.at_once} trainings at once)" if one.at_once > 1 else ""
         click.echo(f"{one.rate:9.1f} images/s  ({min(one.rates):.1f} to {max(one.rates):.1f})  {values}")
     if recipe.compile != "none":
         click.echo(f"without torch.compile, which would take minutes a setting; training.compile is {recipe.compile}")
