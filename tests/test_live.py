@@ -173,6 +173,20 @@ def attached(there: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
     return lambda: there.client.get_run(made.info.run_id)
 
 
+def test_a_temporary_experiment_that_repeats_it_and_is_told_to_end_leaves_the_workspaces_run_as_it_was(
+    there: Experiment, in_experiment: Callable[[], None]
+) -> None:
+    train(RECORD, epochs())
+    in_experiment()
+    with contextlib.suppress(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+        live.epoch(epochs()[0])
+        raise SystemExit(143)
+    run = run_of(there, RECORD)
+    assert (run.info.status, run.data.tags["current"]) == ("FINISHED", "true")
+    assert [step for step, _ in steps(there, RECORD)] == [1, 2, 3]
+
+
 def test_under_mlflow_run_the_training_goes_into_its_run(there: Experiment, attached: Callable[[], TrackedRun]) -> None:
     train(RECORD, epochs())
     assert run_of(there, RECORD).info.run_id == attached().info.run_id

@@ -113,6 +113,8 @@ class Live:
         experiment = self._experiment = experiment.beside(run) if self._side else experiment
         client, attached = experiment.client, attached_run_id()
         found = client.get_run(attached) if attached else experiment.find(run["run_key"])
+        if found is not None and experiment.aside and not self._side and found.info.status == "FINISHED":
+            return  # the workspace's own, which is whole: repeating it adds nothing, nor takes anything from it
         if found is None:
             found = self._run = experiment.create(run)
         else:
