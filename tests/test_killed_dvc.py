@@ -257,3 +257,22 @@ def start(checkout: Checkout, *words: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def test_a_finished_training_is_not_lost_with_the_dvc_that_has_not_noted_it(checkout: Checkout) -> None:
+    params = checkout.params()
+    params["study"]["seeds"] = [7]
+    params["training"]["epochs"] = 2
+    checkout.write_params(params)
+    dvc = start(checkout, "-m", "dvc", "repro", "train@cifar10-same_lr-7")
+    read_until(dvc, "runs/cifar10/same_lr/7: finished")
+    dvc.kill()
+    rest(dvc)
+    again = go_on(checkout)
+    said = rest(again)
+    assert again.returncode == 0, said
+    assert "cifar10/same_lr/7: was trained to its end before; that is put in its place" in said
+    assert "cifar10/same_lr/7: epoch" not in said, "trained again"
+    assert not [path for path in (checkout.root / ".finetune" / "work").iterdir() if path.name.endswith("-7")]
+    [run] = [run for run in tracked(checkout)[0] if run.info.run_name == "cifar10/same_lr/7"]
+    assert (run.info.status, run.data.tags["current"]) == ("FINISHED", "true")
