@@ -78,6 +78,13 @@ def test_the_recipes_threads_are_the_processs(threads: int) -> None:
 
 
 @pytest.mark.usefixtures("_settings_put_back")
+def test_a_training_keeps_what_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[None] = []
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: kept.append(None))
+    device.configure(TrainingParams(device="cpu", threads=torch.get_num_threads()))
+    assert kept
+
+
 @pytest.mark.parametrize(("precision", "rounded"), [("fp32", False), ("tf32", True), ("bf16", True)])
 def test_on_a_gpu_the_operands_of_fp32_are_not_rounded_to_tf32(precision: str, rounded: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not rounded

@@ -1,7 +1,9 @@
 import gc
+import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +72,20 @@ def test_a_command_imports_pytorch_without_looking_for_garbage(words: tuple[str,
 def test_mlflow_is_imported_without_looking_for_garbage(module: str, tmp_path: Path) -> None:
     code = "from pathlib import Path; from finetune.tracking_store import connect; connect(Path(sys.argv[2]))"
     assert when_imported(module, code, str(tmp_path)) == "False"
+
+
+def test_threads_that_wait_are_told_to_sleep_before_anything_heavy_is_imported() -> None:
+    code = """
+        import json, os, sys
+        import finetune.__main__
+        print(json.dumps([os.environ["OMP_WAIT_POLICY"], os.environ["GOMP_SPINCOUNT"], "torch" in sys.modules]))
+    """
+    users = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    users |= {"PYTHONPATH": str(Path(imports.__file__).parents[1])}
+
+    def told(**more: str) -> list[str | bool]:
+        words = [sys.executable, "-c", textwrap.dedent(code)]
+        return json.loads(subprocess.run(words, env=users | more, capture_output=True, check=True).stdout)
+
+    assert told() == ["passive", "1000", False]
+    assert told(OMP_WAIT_POLICY="active") == ["active", "1000", False]

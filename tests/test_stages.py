@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from finetune import params, resolved, runs, stages, study
 from finetune.accounting import flops_per_image
@@ -23,6 +23,7 @@ from finetune.errors import InputError
 from finetune.model import build
 from finetune.study import Layout, Run
 from finetune.training import Listener
+from signalled import as_in_a_process, ended_by_a_signal, terminated
 
 RUN = Run("toy", "separate_lr", 1)
 HOLD = """
@@ -279,6 +280,54 @@ def test_a_run_that_is_kept_until_it_is_noted_survives_the_loss_of_its_folder(
     assert {name: (layout.run(RUN) / name).read_bytes() for name in runs.FILES} == before
     stages.forget(ready.key)
     assert not study.work_area(ready.key).exists()
+
+
+def test_a_signal_as_the_runs_files_are_written_waits_for_them(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, trained = prepared(tiny, layout), []
+
+    def save(*given: Any) -> None:
+        terminated()
+        save_file(*given)
+
+    with monkeypatch.context() as patch, ended_by_a_signal():
+        patch.setattr(stages, "save_file", save)
+        stages.train(ready, layout)
+    assert not layout.run(RUN).exists(), "DVC would delete it"
+    stages.train(ready, layout, (Listener(epoch=trained.append),))
+    assert names_in(layout.run(RUN)) == sorted(runs.FILES)
+    assert trained == []
+
+
+def test_a_signal_as_a_run_moves_into_its_place_is_too_late(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = runs.move_into_place
+
+    def moved(*given: Any) -> None:
+        terminated()
+        move(*given)
+
+    monkeypatch.setattr(runs, "move_into_place", moved)
+    with as_in_a_process():
+        stages.train(prepared(tiny, layout), layout)
+    assert names_in(layout.run(RUN)) == sorted(runs.FILES)
+
+
+def test_a_runs_files_are_on_the_disk_before_they_are_called_whole(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    work = study.work_area(prepared(tiny, layout).key)
+
+    def fsync(number: int) -> None:
+        path = Path(f"/proc/self/fd/{number}").resolve()
+        synced.append((path.name, (work / "finished").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    stages.train(prepared(tiny, layout), layout)
+    assert {(name, False) for name in runs.FILES} <= set(synced)
 
 
 def test_what_is_being_forgotten_is_never_adopted(layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch) -> None:

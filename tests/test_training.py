@@ -1,12 +1,11 @@
 """The training loop: what moves and what does not, at which rates, and the same bits whenever it is run again."""
 
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.models import MobileNetV2
 
-from finetune import checkpoint, interruption, training
+from finetune import checkpoint, training
 from finetune.batches import Batches
 from finetune.checkpoint import Pace
 from finetune.device import spare_activations
@@ -26,13 +26,14 @@ from finetune.interruption import Interrupted
 from finetune.model import build
 from finetune.optimizers import make_optimizer, set_rates
 from finetune.params import AugmentationParams, OptimizerParams, ScheduleParams, TrainingParams
-from finetune.state import State, peak_memory
+from finetune.state import Part, State, peak_memory
 from finetune.step import Step
 from finetune.store import Split, open_store
 from finetune.strategies import build_plan
 from finetune.strategies.plan import Autocast, Group, Penalty, Phase, Plan, batchnorm_layers, feature_blocks, tensors_of
 from finetune.study import Layout
 from finetune.training import Listener, Progress, Row, epochs_of, fit, train_epoch
+from signalled import ended_by_a_signal, terminated
 
 RECIPE = TrainingParams(
     image_size=32,
@@ -601,24 +602,6 @@ def interrupted(*_: Any) -> Predictions:
     raise Interrupted(15)
 
 
-def terminated(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def ended_by_a_signal() -> Iterator[None]:
-    """Stands for a process that ends by one, with all that it has set."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    try:
-        with pytest.raises(Interrupted) as caught, interruption.handled():
-            yield
-        assert not caught.value.torn
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        interruption._Now.received = None
-
-
 class Halfway:
     """Stands for the loading of a part's tensors; sends the signal as the nth copy of a network gets to that part."""
 
@@ -650,6 +633,47 @@ def test_a_signal_as_averaged_weights_are_put_in_place_and_back_changes_nothing(
     epochs = 2 if moment in (3, 4) else 1
     again = work(recipe=averaged, listeners=(Listener(step=lambda epoch, *_: no_more_of(epoch, epochs)),))
     assert same(again, whole)
+
+
+def test_a_signal_within_a_step_waits_for_its_end(work: Work) -> None:
+    whole, steps = work(area="whole"), count(1)
+
+    def between_backward_and_update(*_: Any) -> None:
+        if next(steps) == 2:
+            terminated()
+
+    hook = register_optimizer_step_pre_hook(between_backward_and_update)
+    try:
+        with ended_by_a_signal():
+            work(pace=NEVER)
+    finally:
+        hook.remove()
+    assert next(steps) == 3, "the step was ended, and no other begun"
+    assert same(work(), whole)
+
+
+def test_a_signal_as_an_epochs_numbers_are_noted_waits_for_the_weights_to_be_kept(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = recipe(selection="last")
+    whole = work(recipe=last, area="whole")
+
+    class Interrupting(Part):
+        def __init__(self, *given: Any) -> None:
+            if not given:
+                terminated()
+            super().__init__(*given)
+
+    def in_the_midst(state: State, row: Row, selection: str) -> None:
+        with monkeypatch.context() as within:
+            within.setattr("finetune.state.Part", Interrupting)
+            end_epoch(state, row, selection)
+
+    end_epoch = State.end_epoch
+    with monkeypatch.context() as patch, ended_by_a_signal():
+        patch.setattr(State, "end_epoch", in_the_midst)
+        work(recipe=last, pace=NEVER)
+    assert same(work(recipe=last, listeners=(Listener(step=lambda epoch, *_: no_more_of(epoch, 1)),)), whole)
 
 
 def test_averaged_weights_in_place_are_not_saved_as_the_networks_own(
