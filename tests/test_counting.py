@@ -21,8 +21,8 @@ def test_a_line_every_ten_seconds_and_one_at_the_end(
             clock.now = 1000.0 + seconds
             advance(done)
     assert capsys.readouterr().out.splitlines() == [
-        "prepare toy: 20 of 100 images, 2 images/s, 40 s left",
-        "prepare toy: 100 images in 19 s, 5 images/s",
+        "prepare toy: 20 of 100 images, 2.0 images/s, 40 s left",
+        "prepare toy: 100 images in 19 s, 5.3 images/s",
     ]
 
 
@@ -35,9 +35,9 @@ def test_a_total_that_becomes_known_is_told(
             clock.now = 1000.0 + seconds
             advance(done, total)
     assert capsys.readouterr().out.splitlines()[:3] == [
-        "prepare toy: 10 images, 1 images/s",
-        "prepare toy: 20 of 220 images, 1 images/s, 3 min 20 s left",
-        "prepare toy: 30 of 130 images, 1 images/s, 1 min 40 s left",
+        "prepare toy: 10 images, 1.0 images/s",
+        "prepare toy: 20 of 220 images, 1.0 images/s, 3 min 20 s left",
+        "prepare toy: 30 of 130 images, 1.0 images/s, 1 min 40 s left",
     ]
 
 

@@ -27,7 +27,8 @@ def counted(what: str, total: int | None, unit: str) -> Iterator[Callable[..., N
         of = f" of {total / scale:,.0f}" if total and not last else ""
         left = f", {duration((total - done) / rate)} left" if total and rate and not last else ""
         took = f" in {duration(now - began)}" if last else ""
-        return f"{what}: {done / scale:,.0f}{of} {shown}{took}, {rate / scale:,.0f} {shown}/s{left}"
+        per_second = f"{rate / scale:,.0f}" if rate / scale >= 10 else f"{rate / scale:.1f}"
+        return f"{what}: {done / scale:,.0f}{of} {shown}{took}, {per_second} {shown}/s{left}"
 
     with tqdm(desc=what, total=total, unit=f" {unit}" if unit != "B" else "B", unit_scale=unit == "B",
               dynamic_ncols=True, disable=None) as bar:  # fmt: skip
