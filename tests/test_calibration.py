@@ -1,6 +1,9 @@
 """Calibration measures every combination and writes the fastest without touching the rest of params.yaml."""
 
+import os
 import re
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,13 +77,37 @@ def test_trainings_at_once_are_measured_together(toy_inputs: Path) -> None:
     assert all(one.rate > 0 for one in found)
 
 
-def test_what_one_of_several_raises_is_raised() -> None:
-    with crew(2, _fails) as rates_of, pytest.raises(InputError, match="bf16"):
-        rates_of(FAST)
+def test_what_one_of_several_raises_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="mine"), crew(3, _one_fails) as rates_of:
+        rates_of(tmp_path / "first")
 
 
-def _fails(setting: Setting, ready: Callable[[], object]) -> float:
-    raise InputError(setting.precision)
+def test_where_one_of_several_is_killed_nothing_waits_for_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one of 2 processes at once was killed"), crew(2, _one_dies) as rates_of:
+        rates_of(tmp_path / "first")
+
+
+def _is_first(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+        return True
+    except FileExistsError:
+        return False
+
+
+def _one_fails(path: Path, ready: Callable[[], object]) -> float:
+    if _is_first(path):
+        time.sleep(0.5)  # the others wait by then
+        raise InputError("mine")
+    ready()
+    return 1.0
+
+
+def _one_dies(path: Path, ready: Callable[[], object]) -> float:
+    if _is_first(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    ready()
+    return 1.0
 
 
 def test_the_median_of_the_rounds_counts() -> None:

@@ -90,7 +90,9 @@ def test_a_checkpoint_of_other_libraries_or_another_processor_goes_on_and_says_s
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
     assert checkpoint.load(tmp_path, "f") == {"fingerprint": "f", "epoch": 1}
-    assert f"and goes on with torch {torch.__version__} on ABACUS; bits may differ" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"was made by torch {torch.__version__} on " in said
+    assert ", ABACUS" in said and "bits may differ" in said
 
 
 def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +138,8 @@ def test_one_that_is_due_and_cannot_be_written_is_said_and_tried_again(
         said = capsys.readouterr().out
         assert "checkpoint.pt: the checkpoint cannot be written (No space left on device); the training goes on" in said
         assert saver.at == (0, 0)
-        with pytest.raises(InputError, match="cannot be written"):
-            saver.at_last()
+        saver.at_last()
+        assert "cannot be written (No space left on device); the one before is kept" in capsys.readouterr().out
     saver.when_due()
     assert saver.at == (1, 0)
     assert checkpoint.load(tmp_path, "f") is not None
@@ -236,7 +238,7 @@ def test_a_save_that_takes_longer_than_thought_is_made_up_for(tmp_path: Path, mo
 def test_what_a_signal_has_saved_is_saved_whatever_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = Trained(1e12)
     written: list[dict[str, Any]] = []
-    monkeypatch.setattr(checkpoint, "save", lambda work, fingerprint, content: written.append(content))
+    monkeypatch.setattr(checkpoint, "save", lambda work, fingerprint, content, device: written.append(content))
     saver = Saver(tmp_path, "f", state, Pace(seconds=0), nullcontext)
     state.at = (0, 1)
     saver.when_due()

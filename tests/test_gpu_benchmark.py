@@ -419,6 +419,26 @@ def test_ours_is_measured_beside_timms(command: Command, toy_inputs: Path, tmp_p
     assert "said" not in found
 
 
+def test_a_way_of_timms_that_fails_leaves_the_others(
+    command: Command, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    from benchmarks.gpu import beside_timm
+
+    def rate_of(way: str) -> float:
+        if way == "timm_default":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 5.0
+
+    monkeypatch.setattr(beside_timm, "_timm", lambda *given: lambda: rate_of(given[-1]))
+    store = Layout(toy_inputs).store("toy")
+    assert command("timm", "--device", "cpu", "--tiny", "--store", store, "--out", tmp_path).exit_code == 0
+    found = read(tmp_path / "beside_timm.json")
+    assert found["rates"].keys() == {"ours", "timm"}
+    assert found["failed"] == {"timm_default": "OutOfMemoryError: CUDA out of memory"}
+    assert beside_timm.complete(found)
+
+
 def test_where_time_runs_out_the_result_says_so(command: Command, toy_inputs: Path, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     store = Layout(toy_inputs).store("toy")

@@ -103,6 +103,22 @@ def test_a_run_whose_beginning_is_cut_short_is_ended_too(there: Experiment, monk
     assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
 
 
+def test_a_run_that_the_server_made_as_the_signal_came_is_ended_too(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Experiment.create
+
+    def told(experiment: Experiment, run: dict) -> None:
+        create(experiment, run)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Experiment, "create", told)
+    with contextlib.suppress(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+    run = run_of(there, RECORD)
+    assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
+
+
 @pytest.mark.parametrize(("why", "status"), [(SystemExit(143), "KILLED"), (ValueError("a bug"), "FAILED")])
 def test_a_run_is_ended_also_where_the_server_once_failed(
     there: Experiment, monkeypatch: pytest.MonkeyPatch, why: BaseException, status: str

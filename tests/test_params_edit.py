@@ -71,7 +71,9 @@ def test_of_each_study_at_hand_only_lines_of_these_keys_change(study: str, tmp_p
     ids=["shared", "alias", "value", "a root that is no block"],
 )
 def test_where_more_would_change_the_file_is_left_and_the_values_are_told(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError, match=r"params\.yaml: found training in .* write precision: bf16, threads: 2 there"):
+    with pytest.raises(
+        InputError, match=r"params\.yaml: found no place .* write precision: bf16, threads: 2 under training"
+    ):
         edited(tmp_path, text)
     assert (tmp_path / "params.yaml").read_text() == text
 

@@ -272,7 +272,7 @@ def test_a_run_that_is_kept_until_it_is_noted_survives_the_loss_of_its_folder(
     listener = Listener(epoch=trained.append)
     stages.train(ready, layout, (listener,), keep=True)
     before = {name: (layout.run(RUN) / name).read_bytes() for name in runs.FILES}
-    assert names_in(study.work_area(ready.key)) == ["finished"]
+    assert names_in(study.work_area(ready.key)) == ["code", "finished"]
     shutil.rmtree(layout.run(RUN))  # as DVC does before it runs the stage again
     stages.train(ready, layout, (listener,), keep=True)
     assert len(trained) == ready.recipe.epochs, "not trained again"
@@ -328,6 +328,24 @@ def test_a_runs_files_are_on_the_disk_before_they_are_called_whole(
     monkeypatch.setattr(os, "fsync", fsync)
     stages.train(prepared(tiny, layout), layout)
     assert {(name, False) for name in runs.FILES} <= set(synced)
+
+
+def test_a_kept_run_of_other_code_is_trained_again(layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, trained = prepared(tiny, layout), []
+    stages.train(ready, layout, keep=True)
+    monkeypatch.setattr(stages, "_code", lambda: "edited")
+    stages.train(ready, layout, (Listener(epoch=trained.append),), keep=True)
+    assert len(trained) == ready.recipe.epochs
+
+
+def test_a_kept_run_is_dropped_once_its_cell_is_trained_by_other_settings(layout: Layout, tiny: Raw) -> None:
+    first = prepared(tiny, layout)
+    stages.train(first, layout, keep=True)
+    tiny["training"]["epochs"] = 1
+    second = prepared(tiny, layout)
+    stages.train(second, layout, keep=True)
+    assert not study.work_area(first.key).exists()
+    assert (study.work_area(second.key) / "finished").is_dir()
 
 
 def test_what_is_being_forgotten_is_never_adopted(layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch) -> None:

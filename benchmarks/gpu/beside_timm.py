@@ -73,7 +73,18 @@ def measure(
                 print(found["said"], flush=True)
                 keep(found)
                 return found
-            rated[way].append(round(rate(), 1))
+            if way not in rated:
+                continue
+            try:
+                rated[way].append(round(rate(), 1))
+            except RuntimeError as error:  # such as one that is out of memory; ours and timm's others go on
+                if way == "ours":
+                    raise
+                found.setdefault("failed", {})[way] = f"{type(error).__name__}: {error}"[:300]
+                print(f"{way}: {found['failed'][way]}", flush=True)
+                del rated[way]
+                torch.cuda.empty_cache()
+                continue
             found |= {"rates": rated} | compared(rated)
             keep(found)
             print(f"round {turn + 1}/{ROUNDS}: {way} {rated[way][-1]:.0f} images/s", flush=True)
@@ -198,6 +209,14 @@ def _timm(folder: Path, recipe: TrainingParams, images: int, workers: int, way: 
             torch.cuda.synchronize()
 
     def rate() -> float:
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as in train.py
+        try:
+            return epoch()
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+    def epoch() -> float:
         began, timed = 0.0, 0
         for number, (seen, labels) in enumerate(loader):
             if number == ahead:

@@ -9,6 +9,7 @@ from typing import Any
 from torchvision.models import MobileNetV2
 
 from finetune.device import configure, move_to_device
+from finetune.errors import InputError
 from finetune.params import Params, load
 from finetune.resolved import Prepared, resolve
 from finetune.runs import COST, METRICS, read_json
@@ -82,8 +83,10 @@ def run(
 
 
 def _is_there(prepared: Prepared, layout: Layout) -> bool:
-    path = layout.evaluation(prepared.run) / METRICS
-    return path.is_file() and read_json(path)["run_key"] == prepared.key
+    try:
+        return read_json(layout.evaluation(prepared.run) / METRICS)["run_key"] == prepared.key
+    except InputError:  # there is none, or it is damaged
+        return False
 
 
 def all_failed(rows: list[dict[str, Any]]) -> bool:

@@ -22,11 +22,11 @@ def lines(work: Path) -> list[str]:
     said = []
     for path in sorted(work.parent.glob(f"*/unfinished/{runs.RUN}")):
         other = path.parents[1]
-        if other == work or _under_way(other):
+        if other == work:
             continue
         try:
             found = runs.read_json(path)
-            if any(found[key] != own[key] for key in _CELL):
+            if any(found[key] != own[key] for key in _CELL) or _under_way(other):
                 continue
             before, now = (dict(_flat({key: run[key] for key in _SETTINGS})) for run in (found, own))
         except (InputError, OSError):  # it is being written, or was by another version

@@ -2,6 +2,7 @@
 
 import io
 import os
+import platform
 import time
 import zlib
 from collections.abc import Callable
@@ -57,13 +58,16 @@ class Saver:
         state: Savable,
         pace: Pace,
         timed: Callable[[], AbstractContextManager[None]],
+        device: str = "cpu",
     ) -> None:
         """
         Args:
+            device: where the run trains: cpu or cuda.
             state: as it lies in `work` already, or as it is made anew each time.
             timed: the context in which saving is counted.
         """
         self._work, self._fingerprint, self._state, self._pace, self._timed = work, fingerprint, state, pace, timed
+        self._device = device
         self._began = self._last = time.monotonic()
         self._took: float | None = None  # seconds: the last save; before the first, what it may take
         self._spent = 0.0  # seconds of all saves
@@ -81,31 +85,32 @@ class Saver:
                 try:
                     self._save()
                 except OSError as error:
-                    self._last = time.monotonic()
-                    with suppress(OSError):  # whoever listened may be gone
-                        print(f"{_unwritten(self._work, error)}; the training goes on without", flush=True)
+                    self._say(error, "the training goes on without")
 
     def at_last(self) -> None:
-        """Save what is not saved yet, before the process ends.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Save what is not saved yet, before the process ends; that it cannot be written is said."""
         if self._state.at != self.at:
             with held(last=True):
                 try:
                     self._save()
                 except OSError as error:
-                    raise InputError(f"{_unwritten(self._work, error)}; make room, what it had is kept") from None
+                    self._say(error, "the one before is kept, if there was one")
 
     def _save(self) -> None:
         began = time.monotonic()
-        with self._timed():
-            save(self._work, self._fingerprint, self._state.content())
-        self.at = self._state.at
-        self._last = time.monotonic()
-        self._took = self._last - began
-        self._spent += self._took
+        try:
+            with self._timed():
+                save(self._work, self._fingerprint, self._state.content(), self._device)
+            self.at = self._state.at
+        finally:
+            self._last = time.monotonic()
+            self._took = self._last - began
+            self._spent += self._took
+
+    def _say(self, error: OSError, what: str) -> None:
+        with suppress(OSError):  # whoever listened may be gone
+            why = error.strerror or error
+            print(f"{self._work / FILE}: the checkpoint cannot be written ({why}); {what}", flush=True)
 
 
 def size(content: Any) -> int:
@@ -116,7 +121,7 @@ def size(content: Any) -> int:
     return sum(map(size, inner))
 
 
-def save(work: Path, fingerprint: str, content: dict[str, Any]) -> None:
+def save(work: Path, fingerprint: str, content: dict[str, Any], device: str = "cpu") -> None:
     """Write the checkpoint of the run in work area `work`: whole or not at all, also when the power fails.
 
     Raises:
@@ -126,7 +131,7 @@ def save(work: Path, fingerprint: str, content: dict[str, Any]) -> None:
     try:
         with aside.open("wb") as file:
             buffer = io.BytesIO()
-            torch.save({"fingerprint": fingerprint, "made_by": _maker(), **content}, buffer)
+            torch.save({"fingerprint": fingerprint, "made_by": _maker(device), **content}, buffer)
             file.write(buffer.getbuffer())
             file.write(_sum(buffer.getbuffer()))
             file.flush()
@@ -137,9 +142,9 @@ def save(work: Path, fingerprint: str, content: dict[str, Any]) -> None:
         raise
 
 
-def load(work: Path, fingerprint: str) -> dict[str, Any] | None:
+def load(work: Path, fingerprint: str, device: str = "cpu") -> dict[str, Any] | None:
     """The last checkpoint in `work`; None when there is none, it is another run's, or it is damaged, which is said on
-    stdout. So is that other libraries or another processor made it: then bits may differ.
+    stdout. So is that another PyTorch or another processor made it: then bits may differ.
 
     Raises:
         InputError: the file is there and cannot be read.
@@ -156,8 +161,8 @@ def load(work: Path, fingerprint: str) -> dict[str, Any] | None:
         with suppress(Exception):  # torch's reader makes errors of many kinds
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if isinstance(content, dict) and content.get("fingerprint") == fingerprint:
-        if (made_by := content.pop("made_by", None)) != _maker():
-            print(f"{path}: was made by {made_by}, and goes on with {_maker()}; bits may differ", flush=True)
+        if (made_by := content.pop("made_by", None)) != (now := _maker(device)):
+            print(f"{path}: was made by {made_by}, and goes on with {now}; bits may differ", flush=True)
         return content
     fault = "of a training with other settings" if isinstance(content, dict) else "damaged"
     print(f"{path}: is {fault}; the training starts afresh", flush=True)
@@ -168,13 +173,12 @@ def _sum(data: memoryview) -> bytes:
     return zlib.crc32(data).to_bytes(_SUM, "big")
 
 
-def _maker() -> str:
+def _maker(device: str) -> str:
     """What the bits of a training depend on beside its settings, in words."""
-    processor = torch.backends.cpu.get_cpu_capability()
-    if torch.cuda.is_available():
-        processor += f" and {torch.cuda.get_device_name()}"
-    return f"torch {torch.__version__} on {processor}"
-
-
-def _unwritten(work: Path, error: OSError) -> str:
-    return f"{work / FILE}: the checkpoint cannot be written ({error.strerror or error})"
+    if device == "cuda":
+        return f"torch {torch.__version__} on {torch.cuda.get_device_name()}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    low = ", bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else ""
+    return f"torch {torch.__version__} on {name}, {torch.backends.cpu.get_cpu_capability()}{low}"

@@ -3,9 +3,13 @@
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import Any
+
+from finetune.errors import InputError
 
 _PATIENCE = 600.0  # seconds in which all have come to the measured part
 
@@ -17,15 +21,36 @@ def crew(members: int, work: Callable[[Any, Callable[[], object]], float]) -> It
     Args:
         work: takes the something, and what to call before the measured part; to be pickled.
 
-    Raises whatever `work` raises.
+    Raises:
+        InputError: a process was killed. And whatever `work` raises.
     """
     if members == 1:
         yield lambda something: [work(something, lambda: None)]
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with OpenMP's threads hangs
     barrier = context.Barrier(members, timeout=_PATIENCE)
-    with context.Pool(members, _join, (barrier,)) as pool:
-        yield lambda something: pool.starmap(_do, [(work, something)] * members, chunksize=1)
+    pool = ProcessPoolExecutor(members, context, _join, (barrier,))
+
+    def together(something: Any) -> list[float]:
+        futures = [pool.submit(_do, work, something) for _ in range(members)]
+        wait(futures)
+        raised = [error for error in (future.exception() for future in futures) if error is not None]
+        if any(isinstance(error, BrokenProcessPool) for error in raised):
+            raise InputError(
+                f"one of {members} processes at once was killed, as happens where memory is short; try fewer at once"
+            )
+        for error in (*(error for error in raised if not isinstance(error, BrokenBarrierError)), *raised):
+            raise error
+        return [future.result() for future in futures]
+
+    try:
+        yield together
+    except BaseException:  # nothing that they do is waited for
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Member:

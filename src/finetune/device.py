@@ -33,7 +33,7 @@ def resolve_device(device: str) -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU has instructions for bf16 (AVX-512 BF16, AMX); without them it takes many times as long."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def configure(recipe: TrainingParams) -> None:

@@ -34,6 +34,7 @@ class Live:
         self._given_up = False
         self._experiment: Experiment | None = None
         self._run: Run | None = None
+        self._beginning: str | None = None  # the run_key of one that is being made
         self._sent: set[int] = set()  # epochs
 
     def __enter__(self) -> Self:
@@ -116,7 +117,9 @@ class Live:
         if found is not None and experiment.aside and not self._side and found.info.status == "FINISHED":
             return  # the workspace's own, which is whole: repeating it adds nothing, nor takes anything from it
         if found is None:
+            self._beginning = run["run_key"]
             found = self._run = experiment.create(run)
+            self._beginning = None
         else:
             self._run = found
             self._sent = {m.step for m in client.get_metric_history(found.info.run_id, "train/loss")}
@@ -151,6 +154,8 @@ class Live:
         return cell(other) == cell(own)
 
     def _fail(self, status: str) -> None:
+        if self._run is None and self._beginning is not None and self._experiment is not None:
+            self._run = self._experiment.find(self._beginning)
         if self._run is not None and self._experiment is not None:
             self._experiment.retire(self._run.info.run_id)
             self._experiment.client.set_terminated(self._run.info.run_id, status)

@@ -14,7 +14,8 @@ from finetune.params_file import Loader
 def put(path: Path, section: str, values: Mapping[str, str | int]) -> None:
     """Set keys of a section at the top level of `path`: those that are there in their place, others at its beginning.
 
-    Comments, order, indentation, line ends and the file's mode stay; a symlink's target is what changes. Atomic.
+    Comments, order, indentation, line ends and the file's mode stay; a last line gets the end that it lacks; a
+    symlink's target is what changes. Atomic.
 
     Raises:
         InputError: the file cannot be written, or other values than these would change with them.
@@ -30,8 +31,8 @@ def put(path: Path, section: str, values: Mapping[str, str | int]) -> None:
     if not alone:
         wanted = ", ".join(f"{key}: {value}" for key, value in values.items())
         raise InputError(
-            f"{path}: found {section} in a form that cannot be changed by itself, such as values shared by & and *; it "
-            f"is left as it was, write {wanted} there by hand"
+            f"{path}: found no place where {section} can be changed and nothing else, as where values are shared by & "
+            f"and * or the file ends in '...'; it is left as it was, write {wanted} under {section} by hand"
         )
     target = path.resolve()
     aside = target.with_name(f".{target.name}.aside")

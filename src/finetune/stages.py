@@ -1,5 +1,6 @@
 """What the stages train and evaluate do: open their inputs, call who knows, write their outputs whole."""
 
+import hashlib
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ from finetune.strategies import build_model
 from finetune.strategies.plan import audit
 from finetune.study import Layout, Run, work_area
 from finetune.training import Listener, fit
+
+_CODE = "code"  # in the work area of a run that is kept: what made it
 
 
 def train(
@@ -55,6 +58,8 @@ def train(
         for listener in listeners:
             listener.started(record)
         finished = work / "finished"
+        if (work / _CODE).is_file() and (work / _CODE).read_text(encoding="utf-8") != _code():
+            _clear(work)  # it was kept, and code has changed since: DVC runs the stage for that
         if finished.is_dir():
             print(f"{prepared.run.name}: was trained to its end before; that is put in its place", flush=True)
         else:
@@ -63,8 +68,12 @@ def train(
         with interruption.finishing():
             if keep:
                 shutil.rmtree(work / "copy", ignore_errors=True)
-                runs.move_into_place(shutil.copytree(finished, work / "copy"), place)
+                copy = shutil.copytree(finished, work / "copy")
+                runs.flush(copy)
+                runs.move_into_place(copy, place)
                 (work / checkpoint.FILE).unlink(missing_ok=True)
+                runs.write_text(work / _CODE, _code())
+                _forget_others(work, record)
             else:
                 runs.move_into_place(finished, place)
                 shutil.rmtree(work)
@@ -76,11 +85,35 @@ def forget(run_key: str) -> None:
     work = work_area(run_key)
     if (work / "finished").is_dir():
         with suppress(Timeout), FileLock(work.with_name(work.name + ".lock"), timeout=0):
-            # At once: what is left of it, should this be cut short, is never taken for a run.
-            gone = work / "gone"
-            shutil.rmtree(gone, ignore_errors=True)
-            (work / "finished").rename(gone)
+            _clear(work)
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear(work: Path) -> None:
+    """Drop a finished run at once: what is left of it, should this be cut short, is never taken for one."""
+    gone = work / "gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):  # somebody else did
+        (work / "finished").rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+    (work / _CODE).unlink(missing_ok=True)
+
+
+def _forget_others(work: Path, record: dict[str, Any]) -> None:
+    """Clear the areas of kept runs of the same data set, strategy and seed, whose settings have changed since."""
+    for path in work.parent.glob(f"*/finished/{runs.RUN}"):
+        with suppress(InputError):
+            other = runs.read_json(path)
+            if path.parents[1] != work and all(other[key] == record[key] for key in ("dataset", "strategy", "seed")):
+                forget(path.parents[1].name)
+
+
+def _code() -> str:
+    """A digest of this package's source."""
+    hashed = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()
 
 
 def _train_aside(

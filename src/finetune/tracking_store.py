@@ -5,7 +5,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +129,9 @@ def _create(database: Path) -> None:
     for left in database.parent.glob(f"{part.name}*"):
         left.unlink()
     MlflowClient(f"{_SQLITE}{part}").search_experiments(max_results=1)
-    part.rename(database)
+    with suppress(FileExistsError):  # a server has made one meanwhile
+        os.link(part, database)
+    part.unlink()
 
 
 def _check_database(uri: str) -> None:

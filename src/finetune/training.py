@@ -74,12 +74,12 @@ def fit(
     with ExitStack() as entered:
         # Before a checkpoint is loaded: a penalty may pull towards where the training started from.
         penalties = [entered.enter_context(phase.penalty(model)) if phase.penalty else None for phase in plan.phases]
-        state = State(model, train.device, checkpoint.load(work, fingerprint), recipe.ema)
+        state = State(model, train.device, checkpoint.load(work, fingerprint, train.device.type), recipe.ema)
         progress = state.progress
         for listener in listeners if state.resumed else ():
             listener.resumed(copy.deepcopy(progress.rows), state.at[1])
         clock = (clock or Clock()).go_on(progress.phase_seconds)
-        saver = Saver(work, fingerprint, state, pace or Pace(), partial(clock.phase, "saving"))
+        saver = Saver(work, fingerprint, state, pace or Pace(), partial(clock.phase, "saving"), train.device.type)
         stepwise = (*listeners, Listener(step=lambda *_: saver.when_due()))
         try:
             for (phase, first, end), penalty in zip(epochs_of(plan, recipe.epochs), penalties, strict=True):
