@@ -16,7 +16,7 @@ from finetune.tracking_store import attached_run_id, one_line
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_PATIENCE = 2.0  # seconds for the server's answer while the process is ended by a signal
+_PATIENCE = 3.0  # seconds for the server's answer while the process is ended by a signal
 
 
 class Live:
