@@ -288,6 +288,24 @@ def test_the_command_prints_and_writes(study: Path) -> None:
     assert yaml.safe_load(study.read_text())["training"]["precision"] == "bf16"
 
 
+@pytest.mark.parametrize(("words", "at_once"), [((), 4), (("--alone",), 1)])
+def test_as_many_trainings_at_once_are_measured_as_a_study_runs_unless_it_is_to_be_one(
+    words: tuple[str, ...], at_once: int, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measure(*given: Any) -> list[Measured]:
+        asked.append(given[-1](1))
+        return [Measured(FAST, (5.0,), at_once)]
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    found = CliRunner().invoke(cli, ["calibrate", *words])
+    assert found.exit_code == 0, found.output
+    assert asked == [at_once]  # of one thread each, on 64 cores
+    assert (f"({at_once} trainings at once)" in found.output) == (at_once > 1)
+
+
 def test_the_batch_size_is_tried_and_written_where_it_is_asked_for_alone(study: Path) -> None:
     found = CliRunner().invoke(cli, ["calibrate"])
     assert "other batch sizes than 4 were not tried, as they change what is learnt; --batch tries" in found.output

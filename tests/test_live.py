@@ -92,27 +92,17 @@ def test_an_interrupted_training_ends_its_run_honestly(
     assert run.data.tags["current"] == "false"
 
 
-def test_a_run_whose_beginning_is_cut_short_is_ended_too(there: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(*_: object) -> None:
-        raise SystemExit(143)
-
-    monkeypatch.setattr(Experiment, "complete", told)
-    with contextlib.suppress(SystemExit), Live(PARAMS) as live:
-        live.started(RECORD)
-    run = run_of(there, RECORD)
-    assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
-
-
-def test_a_run_that_the_server_made_as_the_signal_came_is_ended_too(
-    there: Experiment, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["create", "complete"])
+def test_a_run_whose_beginning_is_cut_short_is_ended_too(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    create = Experiment.create
+    done = getattr(Experiment, step)
 
-    def told(experiment: Experiment, run: dict) -> None:
-        create(experiment, run)
+    def told(*given: object) -> None:
+        done(*given)
         raise SystemExit(143)
 
-    monkeypatch.setattr(Experiment, "create", told)
+    monkeypatch.setattr(Experiment, step, told)
     with contextlib.suppress(SystemExit), Live(PARAMS) as live:
         live.started(RECORD)
     run = run_of(there, RECORD)

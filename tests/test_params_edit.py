@@ -1,6 +1,5 @@
 """Values of params.yaml are changed where they stand; every other character stays."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -90,9 +89,19 @@ def test_a_link_and_the_mode_stay(tmp_path: Path) -> None:
     assert there.stat().st_mode & 0o777 == 0o664
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_only_read_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("training: {threads: 1}\n")
-    tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="cannot be written"):
-        put(tmp_path / "params.yaml", "training", {"threads": 2})
+@pytest.mark.parametrize("at", ["write_bytes", "replace"])
+def test_what_cannot_be_written_is_one_sentence_and_the_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    file = tmp_path / "params.yaml"
+    file.write_text("training: {threads: 1}\n")
+    monkeypatch.setattr(Path, at, refused)
+    with pytest.raises(
+        InputError, match=r"params\.yaml: cannot be written \(Read-only file system\); make it writable"
+    ):
+        put(file, "training", {"threads": 2})
+    assert file.read_text() == "training: {threads: 1}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

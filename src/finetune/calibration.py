@@ -114,14 +114,14 @@ def measure(
 ) -> list[Measured]:
     """Train a few steps of a strategy under each setting, in turn, `rounds` times; the fastest comes first.
 
-    Args:
-        at_once: trainings of so many threads each that shall run side by side, each in a process of its own.
-
     The steps are of the strategy's last phase, in which most is trained, without torch.compile. Features that training
     would cache are computed anew, as computing them is what takes the time there.
 
+    Args:
+        at_once: how many trainings of so many threads each run side by side, each in a process of its own.
+
     Raises:
-        InputError: as `check`; or the store has fewer images than two batches.
+        InputError: as `check`; the store has fewer images than two batches; or one of several processes was killed.
     """
     check(recipe, strategy)
     split = store.split("train")
@@ -129,19 +129,19 @@ def measure(
         raise InputError(f"{store.path}: {len(split)} training images are too few for two batches; try a smaller batch")
     rates: dict[Setting, list[float]] = {setting: [] for setting in tried}
     done = 0
+
+    def beside(setting: Setting) -> int:
+        return at_once(setting.threads)
+
     with counted("calibrate", rounds * len(tried), "trials") as advance:
         for _ in range(rounds):
-            for beside, several in groupby(sorted(tried, key=_beside(at_once)), key=_beside(at_once)):
-                with crew(beside, partial(_rate, store.path, recipe, strategy)) as rates_of:
+            for members, several in groupby(sorted(tried, key=beside), key=beside):
+                with crew(members, partial(_rate, store.path, recipe, strategy)) as rates_of:
                     for setting in several:
                         rates[setting].append(sum(rates_of(setting)))
                         advance(done := done + 1)
-    found = [Measured(setting, tuple(values), at_once(setting.threads)) for setting, values in rates.items()]
+    found = [Measured(setting, tuple(values), beside(setting)) for setting, values in rates.items()]
     return sorted(found, key=lambda one: -one.rate)
-
-
-def _beside(at_once: Callable[[int], int]) -> Callable[[Setting], int]:
-    return lambda setting: at_once(setting.threads)
 
 
 def _rate(

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 @click.argument("dataset", required=False)
 @click.option("--batch", "batches", type=click.IntRange(min=2), multiple=True, help="Sizes to try. [default: as it is]")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option(
-    "--alone", is_flag=True, help="One training at a time, as `mlflow run -e train` does, not as `make study`."
-)
+@click.option("--alone", is_flag=True, help="One training at a time, as with `mlflow run -e train`.")
 @click.option("--dry-run", is_flag=True, help="Measure and print; leave params.yaml as it is.")
 @reads_params
 def calibrate(
@@ -58,9 +56,8 @@ def calibrate(
     tried = calibration.settings(threads, batches or (recipe.batch_size,))
     if {one.precision for one in tried} == {"fp32"}:
         click.echo("bf16 is left out: this CPU has no instructions for it, so it takes many times as long as fp32")
-    measured = calibration.measure(
-        open_store(layout.store(name)), recipe, strategy, tried, rounds, *(() if alone else (jobs,))
-    )
+    at_once = (lambda _: 1) if alone else jobs
+    measured = calibration.measure(open_store(layout.store(name)), recipe, strategy, tried, rounds, at_once)
     click.echo(f"{name}, {recipe.image_size} px, {baseline}, {cores} cores, medians of {rounds} rounds in turn:")
     for one in measured:
         values = "  ".join(f"{key} {value}" for key, value in asdict(one.setting).items())
