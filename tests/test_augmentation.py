@@ -59,6 +59,19 @@ def test_an_images_crop_does_not_depend_on_the_sizes_of_others(augmentation: Aug
     assert np.array_equal(here.flips, there.flips)
 
 
+@pytest.mark.parametrize("augmentation", [PAD_CROP, RESIZED_CROP])
+def test_what_is_drawn_for_an_image_depends_on_seed_epoch_and_index_alone(augmentation: AugmentationParams) -> None:
+    all_, first = (drawn(augmentation, sizes_of(images), 3, 1) for images in (50, 20))
+    assert np.array_equal(all_.boxes[:20], first.boxes)
+    assert np.array_equal(all_.flips[:20], first.flips)
+
+
+def test_flips_and_boxes_are_independent() -> None:
+    crops = drawn(AugmentationParams(name="pad_crop", padding=100), sizes_of(4000))
+    down = crops.boxes[:, 0]
+    assert abs(down[crops.flips].mean() - down[~crops.flips].mean()) < 8  # pixels of 201; one stream would give 100
+
+
 def test_without_augmentation_nothing_is_drawn() -> None:
     assert draw(NONE, sizes_of(3), 0, 0) is None
 

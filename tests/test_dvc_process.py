@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import zc.lockfile
 
 from finetune import dvc_process
 from finetune.errors import InputError
+from waiting import until
 
 SOURCE = str(Path(dvc_process.__file__).parents[1])
 # Says when it is ready and when it gets SIGINT, and then ends.
@@ -33,13 +33,6 @@ def dvc(tmp_path: Path) -> list[str]:
     script = tmp_path / "dvc.py"
     script.write_text(DVC)
     return [sys.executable, str(script)]
-
-
-def until(true: Callable[[], bool]) -> None:
-    last = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < last, "it never came to that"
-        time.sleep(0.02)
 
 
 def outer(root: Path, code: str) -> subprocess.Popen[str]:

@@ -1,6 +1,7 @@
 import contextlib
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from finetune.experiment import Experiment, open_experiment
 from finetune.live import Live
 from finetune.study import Run
 from tracked_study import epochs, make_params, move_home, run_record
+from waiting import until
 
 PARAMS = make_params()
 RECORD = run_record(PARAMS, Run("toy", "same_lr", 0))
@@ -44,7 +46,7 @@ def test_epochs_arrive_as_they_happen(there: Experiment) -> None:
     with Live(PARAMS) as live:
         live.started(RECORD)
         live.epoch(epochs()[0])
-        assert steps(there, RECORD, "val/acc") == [(1, 0.1)]
+        until(lambda: steps(there, RECORD, "val/acc") == [(1, 0.1)])
         assert run_of(there, RECORD).info.status == "RUNNING"
         live.epoch(epochs()[1])
         live.finished()
@@ -93,20 +95,75 @@ def test_an_interrupted_training_ends_its_run_honestly(
 
 
 @pytest.mark.parametrize("step", ["create", "complete"])
-def test_a_run_whose_beginning_is_cut_short_is_ended_too(
+def test_a_run_whose_beginning_fails_half_way_is_ended_too(
     there: Experiment, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     done = getattr(Experiment, step)
 
-    def told(*given: object) -> None:
+    def lost(*given: object) -> None:
         done(*given)
-        raise SystemExit(143)
+        raise OSError("connection lost")
 
-    monkeypatch.setattr(Experiment, step, told)
+    monkeypatch.setattr(Experiment, step, lost)
     with contextlib.suppress(SystemExit), Live(PARAMS) as live:
         live.started(RECORD)
+        raise SystemExit(143)
     run = run_of(there, RECORD)
     assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
+
+
+@pytest.mark.parametrize("step", ["create", "complete"])
+def test_told_to_end_while_its_run_begins_it_ends_that(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    done = getattr(Experiment, step)
+
+    def slowly(*given: object) -> object:
+        time.sleep(0.5)
+        return done(*given)
+
+    monkeypatch.setattr(Experiment, step, slowly)
+    monkeypatch.setattr(live_module, "_BEGINNING", 0.1)
+    with contextlib.suppress(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+        raise SystemExit(143)
+    run = run_of(there, RECORD)
+    assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
+
+
+@contextlib.contextmanager
+def written_by_another(there: Experiment) -> Iterator[None]:
+    """Within, another program writes to the tracking database, and nobody else can."""
+    with contextlib.closing(sqlite3.connect(there.uri.removeprefix("sqlite:///"))) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def test_a_database_that_another_has_locked_does_not_hold_the_training_up(there: Experiment) -> None:
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        with written_by_another(there):
+            began = time.monotonic()
+            for row in epochs():
+                live.epoch(row)
+            assert time.monotonic() - began < 1
+        live.finished()
+    assert [step for step, _ in steps(there, RECORD)] == [1, 2, 3]
+    assert run_of(there, RECORD).info.status == "FINISHED"
+
+
+def test_a_database_that_another_has_locked_does_not_hold_the_end_up(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(live_module, "_PATIENCE", 0.2)
+    with contextlib.ExitStack() as lock, pytest.raises(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+        lock.enter_context(written_by_another(there))
+        live.epoch(epochs()[0])
+        began = time.monotonic()
+        raise SystemExit(143)
+    assert time.monotonic() - began < 3
+    assert "no answer in time; what was trained is saved" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("why", "status"), [(SystemExit(143), "KILLED"), (ValueError("a bug"), "FAILED")])

@@ -1,7 +1,7 @@
 """What part of each image a training epoch sees: crop boxes and flips, decided for all images at once.
 
-They depend on (seed, epoch, index of the image) alone: never on the batch size, the device, or how far a run had
-come before it was interrupted.
+They depend on (seed, epoch, index of the image) alone: never on the batch size, the device, the other images, or how
+far a run had come before it was interrupted.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,12 @@ def draw(augmentation: AugmentationParams, sizes: np.ndarray, seed: int, epoch: 
     """
     if augmentation.name == "none":
         return None
-    generator = np.random.default_rng((seed, epoch, 1))
-    flips = (generator.random(len(sizes)) < 0.5) & augmentation.flip
+    # Two streams, each drawn image after image: so what an image gets does not depend on how many follow it.
+    for_flips, for_boxes = (np.random.default_rng((seed, epoch, stream)) for stream in (1, 3))  # 2 is that of mixing
+    flips = (for_flips.random(len(sizes)) < 0.5) & augmentation.flip
     if augmentation.name == "pad_crop":
-        return Crops(pad_crop_boxes(sizes, augmentation.padding, generator.random((len(sizes), 2))), flips)
-    uniforms = generator.random((len(sizes), 4 * _TRIES))
+        return Crops(pad_crop_boxes(sizes, augmentation.padding, for_boxes.random((len(sizes), 2))), flips)
+    uniforms = for_boxes.random((len(sizes), 4 * _TRIES))
     return Crops(random_resized_boxes(sizes, augmentation.scale, augmentation.ratio, uniforms), flips)
 
 

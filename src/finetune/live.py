@@ -1,14 +1,18 @@
-"""A training as it happens, in MLflow. Nothing that goes wrong there ever stops or slows the training."""
+"""A training as it happens, in MLflow. Nothing that goes wrong there ever stops the training, or holds it up for long.
+
+A thread of its own talks to the server, so that a slow one, or a database that somebody else has locked, costs the
+training nothing: it waits for the run to begin, for some seconds, and at its end.
+"""
 
 import os
 import platform
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from finetune import study
+from finetune.background import Background
 from finetune.experiment import SIDE, Experiment, cell, epoch_metrics, open_experiment
 from finetune.params import Params
 from finetune.tracking_store import attached_run_id, one_line
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _PATIENCE = 3.0  # seconds for the server's answer while the process is ended by a signal
+_BEGINNING = 10.0  # seconds for the run to begin before the training goes on without
 
 
 class Live:
@@ -31,6 +36,7 @@ class Live:
         """`side`: the training is one outside DVC, which never takes the place of the study's own."""
         self._study = params.study.name
         self._side = side
+        self._background = Background()
         self._given_up = False
         self._experiment: Experiment | None = None
         self._run: Run | None = None
@@ -41,15 +47,20 @@ class Live:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        if kind is not None:
-            told = issubclass(kind, KeyboardInterrupt | SystemExit)
-            at_most = _PATIENCE if told or self._given_up else None
-            state = "what was trained is saved" if told else "the training failed"
-            self._in_time(lambda: self._at_last("KILLED" if told else "FAILED"), at_most, state)
+        if kind is None:
+            if not self._given_up:
+                self._background.wait()
+            return
+        told = issubclass(kind, KeyboardInterrupt | SystemExit)
+        self._background.do(lambda: self._at_last("KILLED" if told else "FAILED"))
+        state = "what was trained is saved" if told else "the training failed"
+        self._wait(_PATIENCE if told or self._given_up else None, state)
 
     def started(self, run: Mapping[str, Any]) -> None:
         """The training that `run` (the content of run.json) describes begins, or goes on."""
-        self._guard(lambda: self._start(run))
+        self._do(lambda: self._start(run))
+        # Not beside the training: two threads that import the same modules may each find the other's half done.
+        self._background.wait(_BEGINNING)
 
     def resumed(self, rows: Iterable[Mapping[str, float | None]]) -> None:
         """These epochs were trained before."""
@@ -58,7 +69,8 @@ class Live:
 
     def epoch(self, row: Mapping[str, float | None]) -> None:
         """An epoch is done; `row` is keyed as the columns of curves.csv."""
-        self._guard(lambda: self._send(row))
+        sent = dict(row)
+        self._do(lambda: self._send(sent))
 
     def finished(self, at_most: float | None = None) -> None:
         """The training is whole; its run takes the place of earlier ones of the same data set, strategy and seed.
@@ -66,7 +78,8 @@ class Live:
         Args:
             at_most: seconds to wait for the server, where no signal ends the waiting; None for as long as it takes.
         """
-        self._in_time(lambda: self._guard(self._finish), at_most, "the run is whole")
+        self._do(self._finish)
+        self._wait(at_most, "the run is whole")
 
     def completed(self, send: Callable[[], None]) -> None:
         """The run is evaluated too; `send` sends what is lacking, tried also after an earlier failure."""
@@ -79,6 +92,14 @@ class Live:
     def run_id(self) -> str | None:
         """The run's id in MLflow, if it has got there."""
         return self._run.info.run_id if self._run else attached_run_id()
+
+    def _do(self, action: Callable[[], None]) -> None:
+        self._background.do(lambda: self._guard(action))
+
+    def _wait(self, at_most: float | None, state: str) -> None:
+        """Leave a server that does not answer in time alone: whoever sent a signal may send SIGKILL next."""
+        if not self._background.wait(at_most):
+            self._say(TimeoutError("no answer in time"), state)
 
     def _guard(self, action: Callable[[], None]) -> None:
         if self._given_up:
@@ -94,14 +115,6 @@ class Live:
             self._fail(status)
         except Exception as error:
             self._say(error, "the process ends")
-
-    def _in_time(self, action: Callable[[], None], at_most: float | None, state: str) -> None:
-        """Do it, but leave a server that does not answer alone: whoever sent the signal may send SIGKILL next."""
-        thread = threading.Thread(target=action, daemon=True)
-        thread.start()
-        thread.join(at_most)
-        if thread.is_alive():
-            self._say(TimeoutError("no answer in time"), state)
 
     def _say(self, error: Exception, state: str) -> None:
         if not self._given_up:

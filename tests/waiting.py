@@ -1,0 +1,11 @@
+"""Waiting for what another process or thread is about to do."""
+
+import time
+from collections.abc import Callable
+
+
+def until(true: Callable[[], bool]) -> None:
+    last = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < last, "it never came to that"
+        time.sleep(0.02)
