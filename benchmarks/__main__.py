@@ -24,9 +24,9 @@ import torch
 from benchmarks import prepare_speed, start
 from benchmarks.engine import sensible, timms_best_flags
 from finetune import datasets
-from finetune.device import cpu_has_bf16
 from finetune.params import PrepareParams
 from finetune.prepare import prepare
+from finetune.processor import cpu_has_bf16, cpu_name
 
 # The real images where they lie beside the checkout; else those that were pulled, whose small pictures say little.
 ARCHIVES = (Path("../shared/data/cub200/CUB_200_2011.tgz"), Path("data/cub200/CUB_200_2011.tgz"))
@@ -128,10 +128,7 @@ def machine() -> dict[str, Any]:
 
 def processor() -> str:
     """Its name, and whether it computes in bf16."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor() or 'processor unknown'])[0]}, {'bf16' if cpu_has_bf16() else 'no bf16'}"
+    return f"{cpu_name()}, {'bf16' if cpu_has_bf16() else 'no bf16'}"
 
 
 @click.command()

@@ -32,9 +32,10 @@ from benchmarks.gpu.rates import fixed
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
-from finetune.device import configure, cpu_has_bf16, move_to_device
+from finetune.device import configure, move_to_device
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
+from finetune.processor import cpu_has_bf16
 from finetune.step import Step as TrainingStep
 from finetune.store import open_store
 from finetune.strategies import build_plan

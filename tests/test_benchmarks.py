@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tiny_archives
-from finetune.device import cpu_has_bf16
+from finetune.processor import cpu_has_bf16
 
 ROOT = Path(__file__).parents[1]
 

@@ -158,17 +158,17 @@ def test_it_ends_with_a_study_that_is_not_its_parent() -> None:
 
 def test_who_began_at_another_time_is_another_process() -> None:
     own = starter.environment()["FINETUNE_STUDY"].partition(" ")[2]
-    assert starter._lives(os.getpid(), own)
-    assert not starter._lives(os.getpid(), "1")
+    assert starter.lives(os.getpid(), own)
+    assert not starter.lives(os.getpid(), "1")
 
 
 def test_where_nothing_tells_when_a_process_began_its_number_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starter, "_read", lambda *_: "")
     assert starter.environment() == {"FINETUNE_STUDY": f"{os.getpid()} "}
-    assert starter._lives(os.getpid(), "")
+    assert starter.lives(os.getpid(), "")
     with subprocess.Popen(["true"]) as ended:
         pass
-    assert not starter._lives(ended.pid, "")
+    assert not starter.lives(ended.pid, "")
 
 
 def test_who_works_for_nobody_watches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

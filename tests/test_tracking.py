@@ -14,6 +14,7 @@ from finetune.errors import InputError
 from finetune.experiment import Experiment, open_experiment
 from finetune.live import Live
 from finetune.params import DatasetParams
+from finetune.process_name import this_process
 from finetune.study import Layout, Run
 from tracked_study import epochs, make_params, move_home, run_record, write_run, write_study
 
@@ -213,11 +214,12 @@ def test_another_studys_runs_stay_as_they_are(home: Path, there: Experiment) -> 
 @pytest.mark.parametrize(
     ("process", "status", "current"),
     [
-        (f"{platform.node()}:{2**22 + 1}", "KILLED", "false"),  # above Linux's largest process id
-        (f"{platform.node()}:{os.getpid()}", "RUNNING", "true"),
-        ("another-machine:1", "RUNNING", "true"),
+        (f"{platform.node()}:{2**22 + 1}:1", "KILLED", "false"),  # above Linux's largest process id
+        (f"{platform.node()}:{os.getpid()}:1", "KILLED", "false"),  # another process has its number now
+        (this_process(), "RUNNING", "true"),
+        ("another-machine:1:2", "RUNNING", "true"),
     ],
-    ids=["dead", "alive", "elsewhere"],
+    ids=["dead", "number reused", "alive", "elsewhere"],
 )
 def test_a_run_whose_process_died_is_ended(
     home: Path, there: Experiment, process: str, status: str, current: str

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from finetune import registry, tracking
-from finetune.experiment import open_experiment
+from finetune.experiment import Experiment, open_experiment
 from finetune.live import Live
 from finetune.serving import Classifier
 from finetune.study import Layout, Run
 from tracked_study import epochs, image_file, make_params, move_home, run_record, write_run, write_study
+from waiting import until
 
 PARAMS = make_params()  # same_lr and from_scratch, seed 0
 FIRST = Run("toy", "same_lr", 0)
@@ -100,6 +101,12 @@ def test_a_study_is_tracked_registered_and_served_through_the_server(home: Path,
     assert not (home / "mlflow.db").exists()
 
 
+def epochs_of(there: Experiment) -> list[int]:
+    run = there.find("key-same_lr-0")
+    assert run is not None
+    return [m.step for m in there.client.get_metric_history(run.info.run_id, "train/loss")]
+
+
 def test_training_outlives_the_server_and_track_repairs(
     home: Path, server: Server, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +116,7 @@ def test_training_outlives_the_server_and_track_repairs(
     with Live(one) as live:
         live.started(run_record(one, FIRST))
         live.epoch(first)
+        until(lambda: epochs_of(open_experiment(home, "tiny")) == [1])
         server.kill()
         began = time.monotonic()
         for row in rest * 20:

@@ -21,11 +21,12 @@ from finetune.averaging import Averaged
 from finetune.batches import Batches
 from finetune.counting import counted
 from finetune.crew import crew
-from finetune.device import configure, cpu_has_bf16, memory_format, move_to_device, resolve_device
+from finetune.device import configure, memory_format, move_to_device, resolve_device
 from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
 from finetune.params_edit import put
+from finetune.processor import cpu_has_bf16
 from finetune.step import Step
 from finetune.store import Split, Store, open_store
 from finetune.strategies import build_model, build_plan, check_options

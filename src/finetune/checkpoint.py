@@ -2,7 +2,6 @@
 
 import io
 import os
-import platform
 import time
 import zlib
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from finetune.errors import InputError
 from finetune.interruption import held
+from finetune.processor import cpu_has_bf16, cpu_name
 
 FILE = "checkpoint.pt"
 _SUM = 4  # bytes of a CRC-32 at the file's end
@@ -177,8 +177,5 @@ def _maker(device: str) -> str:
     """What the bits of a training depend on beside its settings, in words."""
     if device == "cuda":
         return f"torch {torch.__version__} on {torch.cuda.get_device_name()}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    low = ", bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else ""
-    return f"torch {torch.__version__} on {name}, {torch.backends.cpu.get_cpu_capability()}{low}"
+    low = ", bf16" if cpu_has_bf16() else ""
+    return f"torch {torch.__version__} on {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}{low}"

@@ -11,6 +11,7 @@ from finetune.allocator import keep_freed_memory
 from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
 from finetune.params import TrainingParams
+from finetune.processor import cpu_has_bf16
 from finetune.store import Split
 
 _FEWER_WRITTEN = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}  # options of torch.compile
@@ -29,11 +30,6 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: PyTorch sees no CUDA device on this machine; use device auto or cpu")
     return device
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions for bf16 (AVX-512 BF16, AMX); without them it takes many times as long."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def configure(recipe: TrainingParams) -> None:

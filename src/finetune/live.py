@@ -4,8 +4,6 @@ A thread of its own talks to the server, so that a slow one, or a database that 
 training nothing: it waits for the run to begin, for some seconds, and at its end.
 """
 
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -15,6 +13,7 @@ from finetune import study
 from finetune.background import Background
 from finetune.experiment import SIDE, Experiment, cell, epoch_metrics, open_experiment
 from finetune.params import Params
+from finetune.process_name import this_process
 from finetune.tracking_store import attached_run_id, one_line
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class Live:
             self._sent = {m.step for m in client.get_metric_history(found.info.run_id, "train/loss")}
             client.update_run(found.info.run_id, status="RUNNING")
         # By which `track` knows whether a run that says RUNNING still is.
-        experiment.complete(found, run, {"process": f"{platform.node()}:{os.getpid()}"})
+        experiment.complete(found, run, {"process": this_process()})
         self._run = client.get_run(found.info.run_id)
 
     def _send(self, row: Mapping[str, float | None]) -> None:

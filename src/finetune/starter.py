@@ -21,7 +21,7 @@ class Starter:
     study: tuple[int, str] | None  # process, when it began
 
     def gone(self) -> bool:
-        return self.left() or (self.study is not None and not _lives(*self.study))
+        return self.left() or (self.study is not None and not lives(*self.study))
 
     def left(self) -> bool:
         """Whether the parent is gone."""
@@ -51,7 +51,7 @@ def find() -> Starter | None:
 
 def environment() -> dict[str, str]:
     """What tells processes below that they work for this one, a `finetune study run`."""
-    return {_STUDY: f"{os.getpid()} {_began(os.getpid())}"}
+    return {_STUDY: f"{os.getpid()} {beginning(os.getpid())}"}
 
 
 def _parents() -> tuple[tuple[int, int], ...]:
@@ -67,8 +67,8 @@ def _parents() -> tuple[tuple[int, int], ...]:
     return tuple(links)
 
 
-def _lives(pid: int, began: str) -> bool:
-    """Whether process `pid` is there, is the one that began then, and no zombie."""
+def lives(pid: int, began: str) -> bool:
+    """Whether process `pid` is there, is the one whose `beginning` was `began` (empty: unknown), and no zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -76,7 +76,7 @@ def _lives(pid: int, began: str) -> bool:
     except PermissionError:
         pass
     fields = _fields(pid)
-    return not fields or (fields[0] not in "ZX" and fields[19] == began)
+    return not fields or (fields[0] not in "ZX" and began in ("", fields[19]))
 
 
 def _parent(pid: int) -> int:
@@ -84,7 +84,7 @@ def _parent(pid: int) -> int:
     return os.getppid() if pid == os.getpid() else int((_fields(pid) or ["", "0"])[1])
 
 
-def _began(pid: int) -> str:
+def beginning(pid: int) -> str:
     """In clock ticks since the machine was started; empty where that cannot be told."""
     return (_fields(pid) or [""] * 20)[19]
 

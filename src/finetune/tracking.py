@@ -1,7 +1,5 @@
 """A study's run folders -> MLflow: whatever it lacks."""
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -13,6 +11,7 @@ from finetune.delivery import Finished, read_finished, send
 from finetune.errors import InputError
 from finetune.experiment import CELL, Experiment, cell, open_experiment
 from finetune.params import Params
+from finetune.process_name import may_be_alive
 from finetune.store import open_store
 from finetune.study import Layout, Run
 from finetune.tracking_store import attached_run_id, redacted, reported
@@ -135,27 +134,13 @@ def _retire_others(experiment: Experiment, kept: Mapping[tuple[str | None, ...],
         if other.info.run_id in kept.values():
             continue
         if other.info.status == "RUNNING":
-            if _may_be_alive(other.data.tags.get("process", "")):
+            if may_be_alive(other.data.tags.get("process", "")):
                 continue
             experiment.client.set_terminated(other.info.run_id, "KILLED")
             done["ended"] += 1
         experiment.retire(other.info.run_id, by=kept.get(cell(other.data.tags)))
         done["retired"] += 1
     return done
-
-
-def _may_be_alive(process: str) -> bool:
-    """Whether the process `host:pid` may still run; on another machine there is no telling."""
-    host, _, pid = process.rpartition(":")
-    if host != platform.node():
-        return bool(host)
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _listed(sent: Mapping[str, int]) -> str:
