@@ -100,8 +100,8 @@ def test_a_run_whose_beginning_fails_half_way_is_ended_too(
 ) -> None:
     done = getattr(Experiment, step)
 
-    def lost(*given: object) -> None:
-        done(*given)
+    def lost(*given: object, **named: object) -> None:
+        done(*given, **named)
         raise OSError("connection lost")
 
     monkeypatch.setattr(Experiment, step, lost)
@@ -118,9 +118,9 @@ def test_told_to_end_while_its_run_begins_it_ends_that(
 ) -> None:
     done = getattr(Experiment, step)
 
-    def slowly(*given: object) -> object:
+    def slowly(*given: object, **named: object) -> object:
         time.sleep(0.5)
-        return done(*given)
+        return done(*given, **named)
 
     monkeypatch.setattr(Experiment, step, slowly)
     monkeypatch.setattr(live_module, "_BEGINNING", 0.1)
@@ -163,7 +163,9 @@ def test_a_database_that_another_has_locked_does_not_hold_the_end_up(
         began = time.monotonic()
         raise SystemExit(143)
     assert time.monotonic() - began < 3
-    assert "no answer in time; what was trained is saved" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "tracking failed: no answer in time; what was trained is saved, and `finetune track` sends the rest later\n"
+    )
 
 
 @pytest.mark.parametrize(("why", "status"), [(SystemExit(143), "KILLED"), (ValueError("a bug"), "FAILED")])
@@ -321,6 +323,70 @@ def test_a_server_that_answers_in_time_has_the_run_finished(there: Experiment) -
         live.started(RECORD)
         live.finished(at_most=60)
     assert run_of(there, RECORD).info.status == "FINISHED"
+
+
+def test_told_to_end_it_ends_the_run_before_it_sends_what_waits(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Live._send
+
+    def slowly(*given: object) -> None:
+        time.sleep(0.2)
+        send(*given)
+
+    monkeypatch.setattr(Live, "_send", slowly)
+    began = time.monotonic()
+    with pytest.raises(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+        for epoch in range(1, 31):  # 6 s of sending
+            live.epoch(epochs()[0] | {"epoch": epoch})
+        raise SystemExit(143)
+    assert time.monotonic() - began < 5
+    assert run_of(there, RECORD).info.status == "KILLED"
+    assert live._background.wait(20)  # here the process lives on
+    assert [step for step, _ in steps(there, RECORD)] == list(range(1, 31))
+
+
+def test_a_run_that_is_whole_stays_so_whatever_ends_the_process(there: Experiment) -> None:
+    with pytest.raises(SystemExit), Live(PARAMS) as live:
+        live.started(RECORD)
+        live.finished()
+        raise SystemExit(143)
+    run = run_of(there, RECORD)
+    assert (run.info.status, run.data.tags["current"]) == ("FINISHED", "true")
+
+
+def test_an_epoch_has_the_time_at_which_it_ended(there: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        with written_by_another(there):
+            before = time.time()
+            live.epoch(epochs()[0])
+            after = time.time()
+            time.sleep(0.5)
+    (sent,) = there.client.get_metric_history(run_of(there, RECORD).info.run_id, "train/loss")
+    assert int(1000 * before) <= sent.timestamp <= 1000 * after
+
+
+def test_a_reader_of_the_messages_that_is_gone_ends_nothing(there: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    def lost(*_: object) -> None:
+        raise OSError("connection lost")
+
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        with monkeypatch.context() as patch:
+            patch.setattr("builtins.print", gone)
+            patch.setattr(live_module, "epoch_metrics", lost)
+            live.epoch(epochs()[0])
+            live.finished(at_most=20)
+    with Live(PARAMS) as live:
+        live.started(RECORD)
+        live.resumed(epochs())
+        live.finished()
+    assert [step for step, _ in steps(there, RECORD)] == [1, 2, 3]
 
 
 OUTSIDE = run_record(PARAMS, Run("toy", "same_lr", 0), key="other-settings")

@@ -4,6 +4,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class Background:
@@ -17,10 +18,9 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def do(self, action: Callable[[], None]) -> None:
-        """Have it done after what was asked for before; it must not raise."""
+        """Have it done after what was asked for before; what it raises is lost."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
+            self._thread = self._begun()
         self._asked.put(action)
 
     def wait(self, at_most: float | None = None) -> bool:
@@ -29,8 +29,18 @@ class Background:
         self.do(done.set)
         return done.wait(at_most)
 
+    def _begun(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, daemon=True)
+        # Python handles a signal in the main thread, which would wait on where the new one was given it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return thread
+
     def _work(self) -> None:
-        # Python handles a signal in the main thread, which goes on waiting where another one is given it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
-            self._asked.get()()
+            action = self._asked.get()
+            with suppress(BaseException):  # else whoever waits would wait for ever
+                action()

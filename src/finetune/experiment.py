@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -93,9 +94,11 @@ class Experiment:
             if not (token := page.token):
                 return found
 
-    def create(self, run: Mapping[str, Any], started_ms: int | None = None) -> "Run":
+    def create(
+        self, run: Mapping[str, Any], started_ms: int | None = None, more_tags: Mapping[str, str] = MappingProxyType({})
+    ) -> "Run":
         """A new run for the training that `run` (the content of run.json) describes; RUNNING until it is ended."""
-        return self.client.create_run(self.id, started_ms, self.tags(run), run_name(run))
+        return self.client.create_run(self.id, started_ms, {**self.tags(run), **more_tags}, run_name(run))
 
     def complete(self, there: "Run", run: Mapping[str, Any], more_tags: Mapping[str, str]) -> int:
         """Send the tags and parameters of `run` that the run `there` lacks; returns how many."""
@@ -153,11 +156,15 @@ def parameters(run: Mapping[str, Any]) -> dict[str, str]:
     return dict(_flat(sections))
 
 
-def epoch_metrics(row: Mapping[str, float | None]) -> "list[Metric]":
-    """A row of curves.csv as metrics of step epoch; what the row has no value for is left out."""
+def epoch_metrics(row: Mapping[str, float | None], ended: float | None = None) -> "list[Metric]":
+    """A row of curves.csv as metrics of step epoch; what the row has no value for is left out.
+
+    Args:
+        ended: when the epoch did, of time.time(); None for now.
+    """
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
+    now = int((time.time() if ended is None else ended) * 1000)
     step = int(row["epoch"] or 0)
     values = {key: value for key, value in row.items() if key != "epoch" and value is not None}
     return [Metric(key, float(value), now, step) for key, value in values.items() if not math.isnan(value)]

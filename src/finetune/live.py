@@ -5,7 +5,10 @@ training nothing: it waits for the run to begin, for some seconds, and at its en
 """
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,13 +17,15 @@ from finetune.background import Background
 from finetune.experiment import SIDE, Experiment, cell, epoch_metrics, open_experiment
 from finetune.params import Params
 from finetune.process_name import this_process
-from finetune.tracking_store import attached_run_id, one_line
+from finetune.tracking_store import attached_run_id, import_client, one_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _PATIENCE = 3.0  # seconds for the server's answer while the process is ended by a signal
 _BEGINNING = 10.0  # seconds for the run to begin before the training goes on without
+_GOES_ON = "training goes on"
+_IS_WHOLE = "the run is whole"
 
 
 class Live:
@@ -36,7 +41,11 @@ class Live:
         self._study = params.study.name
         self._side = side
         self._background = Background()
+        self._saying = threading.Lock()
         self._given_up = False
+        self._ending = False
+        self._late: list[Callable[[], object]] = []  # what waited when the end began
+        self._whole = False
         self._experiment: Experiment | None = None
         self._run: Run | None = None
         self._beginning: str | None = None  # the run_key of one that is being made
@@ -51,14 +60,16 @@ class Live:
                 self._background.wait()
             return
         told = issubclass(kind, KeyboardInterrupt | SystemExit)
+        self._ending = True
         self._background.do(lambda: self._at_last("KILLED" if told else "FAILED"))
         state = "what was trained is saved" if told else "the training failed"
         self._wait(_PATIENCE if told or self._given_up else None, state)
 
     def started(self, run: Mapping[str, Any]) -> None:
         """The training that `run` (the content of run.json) describes begins, or goes on."""
+        # Here, as two threads that import the same modules at once may each find the other's half done.
+        self._guard(lambda: import_client(study.anchor()), _GOES_ON)
         self._do(lambda: self._start(run))
-        # Not beside the training: two threads that import the same modules may each find the other's half done.
         self._background.wait(_BEGINNING)
 
     def resumed(self, rows: Iterable[Mapping[str, float | None]]) -> None:
@@ -68,8 +79,12 @@ class Live:
 
     def epoch(self, row: Mapping[str, float | None]) -> None:
         """An epoch is done; `row` is keyed as the columns of curves.csv."""
-        sent = dict(row)
-        self._do(lambda: self._send(sent))
+        now, sent = time.time(), dict(row)
+        self._do(lambda: self._send(sent, now))
+
+    def caught_up(self) -> None:
+        """Wait until every epoch is sent, or could not be."""
+        self._background.wait()
 
     def finished(self, at_most: float | None = None) -> None:
         """The training is whole; its run takes the place of earlier ones of the same data set, strategy and seed.
@@ -77,51 +92,58 @@ class Live:
         Args:
             at_most: seconds to wait for the server, where no signal ends the waiting; None for as long as it takes.
         """
-        self._do(self._finish)
-        self._wait(at_most, "the run is whole")
+        self._do(self._finish, _IS_WHOLE)
+        self._wait(at_most, _IS_WHOLE)
 
     def completed(self, send: Callable[[], None]) -> None:
         """The run is evaluated too; `send` sends what is lacking, tried also after an earlier failure."""
         try:
             send()
         except Exception as error:
-            self._say(error, "the run is whole")
+            self._say(error, _IS_WHOLE)
 
     @property
     def run_id(self) -> str | None:
         """The run's id in MLflow, if it has got there."""
         return self._run.info.run_id if self._run else attached_run_id()
 
-    def _do(self, action: Callable[[], None]) -> None:
-        self._background.do(lambda: self._guard(action))
+    def _do(self, action: Callable[[], None], state: str = _GOES_ON) -> None:
+        self._background.do(lambda: self._guard(action, state))
 
     def _wait(self, at_most: float | None, state: str) -> None:
         """Leave a server that does not answer in time alone: whoever sent a signal may send SIGKILL next."""
         if not self._background.wait(at_most):
             self._say(TimeoutError("no answer in time"), state)
 
-    def _guard(self, action: Callable[[], None]) -> None:
-        if self._given_up:
+    def _guard(self, action: Callable[[], object], state: str) -> None:
+        if self._ending:
+            self._late.append(action)
+        if self._given_up or self._ending:
             return
         try:
             action()
         except Exception as error:
-            self._say(error, "training goes on")
+            self._say(error, state)
 
     def _at_last(self, status: str) -> None:
-        """End the run, also after an earlier failure: the server may be there again."""
+        """End the run, also after an earlier failure: the server may be there again. Then send what still waits."""
         try:
             self._fail(status)
+            for action in self._late:
+                action()
         except Exception as error:
             self._say(error, "the process ends")
 
     def _say(self, error: Exception, state: str) -> None:
-        if not self._given_up:
-            self._given_up = True
+        with self._saying:
+            first, self._given_up = not self._given_up, True
+        if first:
             text = f"tracking failed: {one_line(error)}; {state}, and `finetune track` sends the rest later"
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError):  # whoever listened may be gone
+                print(text, file=sys.stderr, flush=True)
 
     def _start(self, run: Mapping[str, Any]) -> None:
+        process = {"process": this_process()}  # by which `track` knows whether a run that says RUNNING still is
         experiment = open_experiment(study.anchor(), self._study)
         experiment = self._experiment = experiment.beside(run) if self._side else experiment
         client, attached = experiment.client, attached_run_id()
@@ -130,20 +152,20 @@ class Live:
             return  # the workspace's own, which is whole: repeating it adds nothing, nor takes anything from it
         if found is None:
             self._beginning = run["run_key"]
-            found = self._run = experiment.create(run)
+            found = self._run = experiment.create(run, more_tags=process)
             self._beginning = None
+            experiment.complete(found, run, process)
         else:
             self._run = found
             self._sent = {m.step for m in client.get_metric_history(found.info.run_id, "train/loss")}
+            experiment.complete(found, run, process)
             client.update_run(found.info.run_id, status="RUNNING")
-        # By which `track` knows whether a run that says RUNNING still is.
-        experiment.complete(found, run, {"process": this_process()})
         self._run = client.get_run(found.info.run_id)
 
-    def _send(self, row: Mapping[str, float | None]) -> None:
+    def _send(self, row: Mapping[str, float | None], now: float) -> None:
         epoch = int(row["epoch"] or 0)
         if self._run is not None and self._experiment is not None and epoch not in self._sent:
-            self._experiment.client.log_batch(self._run.info.run_id, metrics=epoch_metrics(row))
+            self._experiment.client.log_batch(self._run.info.run_id, metrics=epoch_metrics(row, now))
             self._sent.add(epoch)
 
     def _finish(self) -> None:
@@ -156,6 +178,7 @@ class Live:
                     self._experiment.retire(other.info.run_id, by=run_id)
         if not attached_run_id():  # `mlflow run` ends its own
             self._experiment.client.set_terminated(run_id, "FINISHED")
+        self._whole = True
 
     def _replaces(self, other: Mapping[str, str]) -> bool:
         """The study's own run replaces all of its cell; one outside DVC only an earlier one of the same training."""
@@ -168,6 +191,7 @@ class Live:
     def _fail(self, status: str) -> None:
         if self._run is None and self._beginning is not None and self._experiment is not None:
             self._run = self._experiment.find(self._beginning)
-        if self._run is not None and self._experiment is not None:
-            self._experiment.retire(self._run.info.run_id)
+        if self._run is not None and self._experiment is not None and not self._whole:
+            # In this order: `track` mends a run that is ended and still current, but not one that is neither.
             self._experiment.client.set_terminated(self._run.info.run_id, status)
+            self._experiment.retire(self._run.info.run_id)

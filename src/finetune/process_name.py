@@ -1,4 +1,4 @@
-"""A process by a name that no other has: `host:pid:beginning`."""
+"""A process by a name that no other has while the machine is up: `host:pid:beginning`."""
 
 import os
 import platform

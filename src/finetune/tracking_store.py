@@ -60,22 +60,30 @@ def connect(root: Path) -> "tuple[MlflowClient, str]":
     Raises:
         InputError: the database is none.
     """
+    open_client = import_client(root)
+    uri = tracking_uri(root)
+    _check_database(uri)
+    with store_lock(root):
+        if uri == _own_database(root):
+            _create(Path(uri.removeprefix(_SQLITE)))
+        client = open_client(uri)
+        client.search_experiments(max_results=1)
+    return client, uri
+
+
+def import_client(root: Path) -> "type[MlflowClient]":
+    """MLflow's client, with what it needs for the store of the repository at `root`; nothing is opened."""
     # Before the first import of mlflow, which reads some of these then.
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     with uncollected():
         from mlflow import MlflowClient
 
-    for chatter in ("alembic", "urllib3", "mlflow.store.db"):
-        logging.getLogger(chatter).setLevel(logging.ERROR)
-    uri = tracking_uri(root)
-    _check_database(uri)
-    with store_lock(root), uncollected():  # a client of a database imports SQLAlchemy and more
-        if uri == _own_database(root):
-            _create(Path(uri.removeprefix(_SQLITE)))
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client, uri
+        if tracking_uri(root).startswith(_SQLITE):
+            pass
+    for chatter in ("alembic", "urllib3", "mlflow.store.db"):  # what they tell, whoever meets the exception tells
+        logging.getLogger(chatter).setLevel(logging.CRITICAL)
+    return MlflowClient
 
 
 @contextmanager

@@ -122,6 +122,7 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
     with Live(params, side=True) as live:
         listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
         place = stages.train(prepared, layout, (listener,), began=began, keep=True)
+        interruption.check()  # before the run is called whole, which nothing takes back
         live.finished()
         interruption.check()
     stages.evaluate(layout, run)

@@ -157,6 +157,7 @@ def train_run(params: Any, layout: Any, prepared: Any, tracking: str) -> Path:
     with Live(params) as live:
         listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
         place = stages.train(prepared, layout, (listener,), began=BEGAN, keep=keep)
+        live.caught_up()
         with interruption.finishing():
             live.finished(at_most=_PATIENCE)
     return place
