@@ -38,7 +38,7 @@ ui: $(STAMP) ## serve the MLflow UI on loopback and print the address of the com
 	@$(BIN)/python -m finetune ui
 
 test: $(STAMP) $(S3) $(BENCH) ## the tests, offline
-	$(BIN)/python -m pytest -m "not shared" -n logical --dist loadfile --ignore tests/test_killed_dvc.py
+	$(BIN)/python -m pytest -m "not shared" -n logical --dist loadfile --no-loadscope-reorder --ignore tests/test_killed_dvc.py
 	$(BIN)/python -m pytest tests/test_killed_dvc.py # alone, as it holds endings to their 10 seconds
 
 lint: $(STAMP) ## ruff, mypy, import rule

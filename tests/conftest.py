@@ -21,8 +21,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is import
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 
+# Files that take a minute and more, longest first: at the end of a parallel run nothing long is left for one worker.
+LONGEST = ["dvc", "mlproject", "gpu_benchmark", "benchmarks", "strategy_contract", "resumption", "workflow"]
+
 SIDE = 32  # pixels
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,11 @@ The tests go on from one another, in one checkout with one training of 12 epochs
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import psutil
 import pytest
@@ -160,6 +162,27 @@ def test_the_study_is_finished_and_each_epoch_is_tracked_once(checkout: Checkout
     [run], client = tracked(checkout)
     assert (run.info.status, run.data.tags["current"]) == ("FINISHED", "true")
     assert epochs_sent(run, client) == list(range(1, EPOCHS + 1))
+
+
+def test_a_tracking_database_that_another_has_locked_holds_neither_the_training_nor_its_end_up(
+    checkout: Checkout,
+) -> None:
+    process = start_run(checkout)
+    read_until(process, f"/{EPOCHS}, train loss")
+    with closing(sqlite3.connect(checkout.root / "mlflow.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        for _ in range(2):
+            read_until(process, f"/{EPOCHS}, train loss")
+        assert time.monotonic() - began < 10  # SQLite waits for 20 s
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        said = rest(process)
+        assert time.monotonic() - began < 10
+    assert process.returncode == 143
+    assert f"{CELL}: ended by SIGTERM; saved after epoch" in said
+    assert said.count("tracking failed: no answer in time; what was trained is saved") == 1
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
