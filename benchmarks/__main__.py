@@ -32,6 +32,7 @@ from finetune.processor import cpu_has_bf16, cpu_name
 ARCHIVES = (Path("../shared/data/cub200/CUB_200_2011.tgz"), Path("data/cub200/CUB_200_2011.tgz"))
 RESULTS = Path("benchmarks/results")
 THREADS_SLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # as `finetune` has it
+ONE_OR_MORE = click.IntRange(min=1)
 NAMES = {  # way -> the key of ours, at the faster of its precisions, against it
     "plain": "vs_plain",
     "timm_default": "vs_timm_default",
@@ -131,17 +132,32 @@ def processor() -> str:
     return f"{cpu_name()}, {'bf16' if cpu_has_bf16() else 'no bf16'}"
 
 
+def written(file: Path, found: dict[str, Any]) -> None:
+    """Write what is measured so far, as what comes next may fail."""
+    file.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise click.BadParameter(f"found '{text}', expected pixels, comma separated, such as 96,224")
+    return [int(part) for part in text.split(",")]
+
+
 @click.command()
 @click.option("--archive", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A CUB_200_2011.tgz.")
-@click.option("--sizes", default="96,224", show_default=True, help="Pixels.")
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--steps", default=16, show_default=True, help="Of 32 images, per round and way.")
-@click.option("--warm-up", default=4, type=click.IntRange(min=1), show_default=True, help="Steps before them.")
-@click.option("--starts", default=5, show_default=True, help="Trainings that are started with tracking, and without.")
+@click.option("--sizes", default="96,224", show_default=True, callback=_numbers, help="Pixels.")
+@click.option("--rounds", default=3, type=ONE_OR_MORE, show_default=True)
+@click.option("--steps", default=16, type=ONE_OR_MORE, show_default=True, help="Of 32 images, per round and way.")
+@click.option("--warm-up", default=4, type=ONE_OR_MORE, show_default=True, help="Steps before them.")
+@click.option(
+    "--starts", default=5, type=ONE_OR_MORE, show_default=True, help="Trainings started with tracking, and without."
+)
 @click.option("--out", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="For the JSON files.")
-def main(archive: Path | None, sizes: str, rounds: int, steps: int, warm_up: int, starts: int, out: Path) -> None:
+def main(archive: Path | None, sizes: list[int], rounds: int, steps: int, warm_up: int, starts: int, out: Path) -> None:
     """Measure preparing and training on the images of CUB-200-2011, and the start of a training of the sample."""
     archive = archive or next((path for path in ARCHIVES if path.is_file()), None)
+    if archive is not None and archive.name != ARCHIVES[0].name:
+        raise click.UsageError(f"{archive}: expected the archive under its own name, {ARCHIVES[0].name}")
     if archive is None:
         raise click.UsageError(f"no {ARCHIVES[1]}; bring it with `dvc pull data/cub200`, or name one with --archive")
     ways = sensible()
@@ -150,17 +166,19 @@ def main(archive: Path | None, sizes: str, rounds: int, steps: int, warm_up: int
     if not cpu_has_bf16():
         print("this CPU has no instructions for bf16, so bf16 is left out, of timm's best flags, too")
     found: dict[str, Any] = {**machine(), "archive_bytes": archive.stat().st_size}
+    out.mkdir(parents=True, exist_ok=True)
+    dated = out / f"{found['date'].replace(':', '').partition('+')[0]}.json"
     found["prepare"] = prepare_speed.measure(archive, 256, rounds)
+    written(dated, found)
     with tempfile.TemporaryDirectory() as scratch:
         images, store = prepare_speed.unpack(archive, Path(scratch)), Path(scratch) / "store"
         prepare(datasets.load("cub200"), "any", PrepareParams(short_side=256), archive.parent, store)
-        for size in map(int, sizes.split(",")):
+        for size in sizes:
             found[f"train_{size}"] = training(size, steps, warm_up, rounds, ways, images, store)
+            written(dated, found)
     found |= start.measure(starts)
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=2) + "\n"
-    for name in ("latest", found["date"].replace(":", "").partition("+")[0]):
-        (out / f"{name}.json").write_text(text)
+    for file in (dated, out / "latest.json"):
+        written(file, found)
     print(f"\n{out / 'latest.json'}")
 
 

@@ -26,6 +26,7 @@ from finetune.prepare import prepare
 from finetune.study import Layout
 
 ROOT = Path(__file__).parents[1]
+_GIT = ("-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "commit.gpgsign=false")
 TRACKING = ("auto", "off")
 _COUNTED = re.compile(rb"\d+/\d+ \[")  # the bar, as soon as it knows how many steps there are
 
@@ -59,9 +60,7 @@ def make_checkout(root: Path) -> None:
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "studies" / "sample.yaml", root / "params.yaml")
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "state"]):
-        subprocess.run(
-            ["git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", *words], cwd=root, check=True
-        )
+        subprocess.run(["git", *_GIT, *words], cwd=root, check=True)
     study, layout = params.load(root / "params.yaml"), Layout(root)
     samples.draw_one("cifar10", layout.archives("cifar10"))
     settings = study.prepare_for("cifar10")
@@ -107,7 +106,7 @@ def _read(terminal: int) -> bytes:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
 def main(rounds: int) -> None:
     """Start trainings of the sample's cifar10 and print how long they take to their first step."""
     measure(rounds)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import tiny_archives
 from finetune.processor import cpu_has_bf16
@@ -43,6 +44,45 @@ def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path)
     assert ("bfloat16" in found["timm_best"]) == cpu_has_bf16()
     assert found["start_seconds"] == found["start"]["seconds"]["auto"][0]
     assert all(rate > 0 for rates in found["train_32"]["rounds"].values() for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sizes", "96,x"], "found '96,x', expected pixels, comma separated"),
+        (["--sizes", "0"], "found '0', expected pixels"),
+        (["--rounds", "0"], "0 is not in the range x>=1"),
+        (["--starts", "0"], "0 is not in the range x>=1"),
+        (["--archive", __file__], "expected the archive under its own name, CUB_200_2011.tgz"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_measured(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.__main__ import main
+
+    found = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "results")])
+    assert found.exit_code == 2
+    assert said in found.output
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_is_measured_is_kept_where_the_next_part_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import __main__ as bench
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a broken disk")
+
+    tiny_archives.write("cub200", tmp_path / "archives", classes=2, train=4, test=2)
+    monkeypatch.setattr(bench.prepare_speed, "measure", lambda *_: {"images_per_second": 7.0})
+    monkeypatch.setattr(bench, "training", broken)
+    words = ["--archive", str(tmp_path / "archives" / "CUB_200_2011.tgz"), "--out", str(tmp_path / "results")]
+    assert isinstance(CliRunner().invoke(bench.main, words).exception, RuntimeError)
+    (dated,) = (tmp_path / "results").iterdir()
+    assert dated.name != "latest.json"
+    assert json.loads(dated.read_text())["prepare"] == {"images_per_second": 7.0}
 
 
 def test_the_feed_ratio_is_that_of_the_faster_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -28,6 +31,7 @@ from finetune.store import open_store
 from finetune.strategies import names
 from finetune.study import Layout, Run
 from finetune.training import Row
+from waiting import until
 
 TEXT = """# A study.
 study: {name: s, edition: any, datasets: [toy], strategies: [same_lr], seeds: [0], baseline: same_lr}
@@ -85,6 +89,28 @@ def test_what_one_of_several_raises_is_raised(tmp_path: Path) -> None:
 def test_where_one_of_several_is_killed_nothing_waits_for_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one of 2 processes at once was killed"), crew(2, _one_dies) as rates_of:
         rates_of(tmp_path / "first")
+
+
+def test_where_the_process_that_waits_is_killed_the_others_end_too(tmp_path: Path) -> None:
+    code = "import sys; from test_calibration import wait_in_a_crew; wait_in_a_crew(sys.argv[1])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    until(lambda: len(list(tmp_path.iterdir())) == 2, seconds=60)
+    members = [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(members, timeout=20)[1]
+
+
+def wait_in_a_crew(folder: str) -> None:
+    with crew(2, _waits) as rates_of:
+        rates_of(Path(folder))
+
+
+def _waits(folder: Path, ready: Callable[[], object]) -> float:
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+    return 1.0
 
 
 def _is_first(path: Path) -> bool:
@@ -299,7 +325,7 @@ def test_as_many_trainings_at_once_are_measured_as_a_study_runs_unless_it_is_to_
         return [Measured(FAST, (5.0,), at_once)]
 
     monkeypatch.setattr(calibration, "measure", measure)
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64), raising=False)
     found = CliRunner().invoke(cli, ["calibrate", *words])
     assert found.exit_code == 0, found.output
     assert asked == [at_once]  # of one thread each, on 64 cores

@@ -15,7 +15,8 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from finetune import runs
+from finetune import params, runs
+from finetune.errors import InputError
 from finetune.store import open_store
 from finetune.study import Layout, Run
 from small_splits import levels_apart
@@ -263,10 +264,25 @@ def test_figures_of_other_data_or_other_code_are_no_part_of_a_sweep(
 
 def test_sweep_keeps_to_the_settings_named_and_to_its_time(command: Command, toy_inputs: Path, tmp_path: Path) -> None:
     words = ("sweep", "--device", "cpu", "--tiny", "--store", Layout(toy_inputs).store("toy"), "--out", tmp_path)
-    assert command(*words, "--only", "tf32,no_such").exit_code == 0
-    assert read(tmp_path / "sweep.json")["rows"] == []
     assert command(*words, "--minutes", "0").exit_code == 0
     assert read(tmp_path / "sweep.json")["rows"] == []
+    assert command(*words, "--only", "bf16,no_match").exit_code == 2
+    refused = command(*words, "--only", "tf32")
+    assert refused.exit_code == 2
+    assert f"--only: 'tf32' is in the name of no setting; they are {', '.join(SETTINGS)}" in refused.stderr
+    assert command(*words, "--only", "bf16").exit_code == 0
+    assert [row["setting"] for row in read(tmp_path / "sweep.json")["rows"]] == [SETTINGS[1]]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["bf16", "fp64/none/contiguous/8/torch", "bf16/none/contiguous/some/torch", "bf16/none/contiguous/8/cuda"],
+)
+def test_what_is_no_setting_is_refused(command: Command, setting: str) -> None:
+    from benchmarks.gpu.sweep import recipe_of
+
+    with pytest.raises(InputError, match=f"setting: found '{setting}', expected precision/compile/memory_format"):
+        recipe_of(setting, "cpu", False)
 
 
 def test_a_setting_of_the_sweep_that_fails_leaves_its_error_and_the_others(
@@ -391,6 +407,39 @@ def test_a_run_that_fails_leaves_its_error_and_the_others(
     failing.add("from_scratch")
     words[6] = tmp_path / "other"
     assert command(*words, "--device", "cpu", "--tiny").exit_code == 1
+
+
+def test_a_run_that_is_trained_and_not_evaluated_is_not_trained_again(
+    command: Command, study: Path, toy_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import study as benchmark
+
+    words = ["study", "--params", study, "--inputs", toy_inputs, "--out", tmp_path / "out", "--device", "cpu", "--tiny"]
+    words += ["--set", "study.seeds=[3]", "--set", "study.strategies=[same_lr]"]
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a broken driver")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "evaluate", broken)
+        assert command(*words).exit_code == 1
+    monkeypatch.setattr(benchmark, "train", broken)
+    done = command(*words)
+    assert done.exit_code == 0, done.output
+    assert "toy/same_lr/3: test top-1" in done.output
+
+
+def test_settings_of_a_data_set_or_a_strategy_are_overridden_too(
+    command: Command, study: Path, toy_inputs: Path
+) -> None:
+    from benchmarks.gpu.study import tiny_settings
+
+    own = ("datasets.toy.training.epochs=30", "strategies.from_scratch.training.batch_size=16")
+    small = tiny_settings(params.load(study, own), Layout(toy_inputs))
+    read = params.load(study, (*own, *small))
+    for strategy in ("same_lr", "from_scratch"):
+        recipe = read.training_for("toy", strategy)
+        assert (recipe.epochs, recipe.batch_size, recipe.image_size, recipe.compile) == (1, 8, 32, "none")
 
 
 def test_a_study_that_cannot_be_worked_out_is_refused_before_anything_is_trained(
@@ -538,7 +587,10 @@ def test_one_command_does_all_and_goes_on_where_it_ended(
     monkeypatch.setattr(
         beside_timm,
         "measure",
-        lambda *inputs: calls.append(inputs[3]) or inputs[-1]({"rates": {"ours": [1.0] * 3, "timm": [1.0] * 3}}),
+        lambda *inputs: (
+            calls.append(inputs[3])
+            or inputs[-1]({"setting": inputs[3], "rates": {"ours": [1.0] * 3, "timm": [1.0] * 3}})
+        ),
     )
     measured = fake_rates(monkeypatch)
     out = tmp_path / "out"
@@ -559,6 +611,10 @@ def test_one_command_does_all_and_goes_on_where_it_ended(
     assert again.exit_code == 0, again.output
     assert (len(calls), len(measured)) == (4, 5), "nothing was left to be measured"
     assert read(out / "study.json")["rows"] == rows
+    changed = read(out / "beside_timm.json") | {"setting": SETTINGS[0]}
+    (out / "beside_timm.json").write_text(json.dumps(changed))
+    assert command(*everything(study, toy_inputs, out)).exit_code == 0
+    assert calls[4:] == [SETTINGS[1]], "timm is measured again where another setting is the fastest now"
 
 
 def test_what_goes_wrong_does_not_keep_the_rest_from_being_measured(

@@ -48,7 +48,7 @@ except Interrupted as why:
     raise
 """
 # Two at once, whatever this machine has.
-COMMAND = "import os; os.cpu_count = lambda: 2; from finetune.__main__ import main; main()"
+COMMAND = "import os; os.sched_getaffinity = lambda _: {0, 1}; from finetune.__main__ import main; main()"
 BESIDE = "cifar10-same_lr-0 cifar10-from_scratch-0"  # what is trained side by side
 
 

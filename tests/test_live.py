@@ -1,5 +1,6 @@
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -345,6 +346,23 @@ def test_told_to_end_it_ends_the_run_before_it_sends_what_waits(
     assert run_of(there, RECORD).info.status == "KILLED"
     assert live._background.wait(20)  # here the process lives on
     assert [step for step, _ in steps(there, RECORD)] == list(range(1, 31))
+
+
+def test_told_to_end_as_it_waits_to_be_finished_it_is_not_called_whole(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(RECORD, epochs())
+    hold = threading.Event()
+    with pytest.raises(SystemExit), Live(PARAMS) as live:
+        live.started(RETRAINED)
+        monkeypatch.setattr(Live, "_send", lambda *_: hold.wait(20))
+        live.epoch(epochs()[0])
+        live.finished(at_most=0.1)
+        threading.Timer(0.5, hold.set).start()
+        raise SystemExit(143)
+    assert live._background.wait(20)
+    assert run_of(there, RETRAINED).info.status == "KILLED"
+    assert run_of(there, RECORD).data.tags["current"] == "true"
 
 
 def test_a_run_that_is_whole_stays_so_whatever_ends_the_process(there: Experiment) -> None:

@@ -131,5 +131,5 @@ def test_a_signal_that_came_to_another_thread_is_seen(dvc: list[str], tmp_path: 
 def test_jobs_fill_the_cores_but_not_dvcs_lock(
     cores: int, threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     assert side_by_side.jobs(threads) == expected

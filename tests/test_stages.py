@@ -1,13 +1,16 @@
 """Train and evaluate end to end on the toy: their folders, the work area, and the same bytes when run again."""
 
 import csv
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from finetune import params, resolved, runs, stages, study
+from finetune import kept_runs, params, resolved, runs, stages, study
 from finetune.accounting import flops_per_image
 from finetune.errors import InputError
 from finetune.model import build
@@ -278,7 +281,7 @@ def test_a_run_that_is_kept_until_it_is_noted_survives_the_loss_of_its_folder(
     assert len(trained) == ready.recipe.epochs, "not trained again"
     assert f"{RUN.name}: was trained to its end before" in capsys.readouterr().out
     assert {name: (layout.run(RUN) / name).read_bytes() for name in runs.FILES} == before
-    stages.forget(ready.key)
+    kept_runs.forget(ready.key)
     assert not study.work_area(ready.key).exists()
 
 
@@ -287,17 +290,65 @@ def test_a_signal_as_the_runs_files_are_written_waits_for_them(
 ) -> None:
     ready, trained = prepared(tiny, layout), []
 
-    def save(*given: Any) -> None:
+    def told(*given: Any) -> bytes:
         terminated()
-        save_file(*given)
+        return save(*given)
 
     with monkeypatch.context() as patch, ended_by_a_signal():
-        patch.setattr(stages, "save_file", save)
+        patch.setattr(stages, "save", told)
         stages.train(ready, layout)
     assert not layout.run(RUN).exists(), "DVC would delete it"
     stages.train(ready, layout, (Listener(epoch=trained.append),))
     assert names_in(layout.run(RUN)) == sorted(runs.FILES)
     assert trained == []
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Files cannot grow beyond a megabyte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up_as_a_run_is_written_is_the_systems_own_error(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Which the commands say in one sentence; safetensors' own would be a traceback.
+    with ExitStack() as full, pytest.raises(OSError) as error:
+        monkeypatch.setattr(stages, "save", lambda *given: full.enter_context(no_room()) or save(*given))
+        stages.train(prepared(tiny, layout), layout)
+    assert error.value.errno == errno.EFBIG
+    assert not layout.run(RUN).exists()
+
+
+def test_a_disk_that_is_full_as_a_kept_run_is_copied_loses_nothing(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, trained, flush = prepared(tiny, layout), [], runs.flush
+    with ExitStack() as full, pytest.raises(OSError) as error, monkeypatch.context() as patch:
+        patch.setattr(runs, "flush", lambda folder: flush(folder) or full.enter_context(no_room()))
+        stages.train(ready, layout, keep=True)
+    assert error.value.errno == errno.EFBIG
+    stages.train(ready, layout, (Listener(epoch=trained.append),), keep=True)
+    assert names_in(layout.run(RUN)) == sorted(runs.FILES)
+    assert trained == []
+
+
+def test_a_gpu_whose_memory_is_too_small_is_said_with_what_to_lower(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    monkeypatch.setattr(stages, "fit", fit)
+    with pytest.raises(InputError) as error:
+        stages.train(prepared(tiny, layout), layout)
+    assert str(error.value).startswith(f"{RUN.name}: the GPU has too little memory for training.batch_size 9 at 32 px")
+    assert "(CUDA out of memory); lower it and raise training.accumulation" in str(error.value)
 
 
 def test_a_signal_as_a_run_moves_into_its_place_is_too_late(
@@ -333,7 +384,17 @@ def test_a_runs_files_are_on_the_disk_before_they_are_called_whole(
 def test_a_kept_run_of_other_code_is_trained_again(layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
     ready, trained = prepared(tiny, layout), []
     stages.train(ready, layout, keep=True)
-    monkeypatch.setattr(stages, "_code", lambda: "edited")
+    monkeypatch.setattr(kept_runs, "_code", lambda: "edited")
+    stages.train(ready, layout, (Listener(epoch=trained.append),), keep=True)
+    assert len(trained) == ready.recipe.epochs
+
+
+def test_a_kept_run_is_of_the_code_that_began_to_train_it(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, trained = prepared(tiny, layout), []
+    edit = Listener(epoch=lambda _: monkeypatch.setattr(kept_runs, "_code", lambda: "edited meanwhile"))
+    stages.train(ready, layout, (edit,), keep=True)
     stages.train(ready, layout, (Listener(epoch=trained.append),), keep=True)
     assert len(trained) == ready.recipe.epochs
 
@@ -352,7 +413,7 @@ def test_what_is_being_forgotten_is_never_adopted(layout: Layout, tiny: Raw, mon
     ready, trained = prepared(tiny, layout), []
     stages.train(ready, layout, keep=True)
     monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)  # killed before it is done
-    stages.forget(ready.key)
+    kept_runs.forget(ready.key)
     monkeypatch.undo()
     stages.train(ready, layout, (Listener(epoch=trained.append),))
     assert len(trained) == ready.recipe.epochs
@@ -362,7 +423,7 @@ def test_what_somebody_trains_again_is_not_forgotten(layout: Layout, tiny: Raw) 
     ready = prepared(tiny, layout)
     stages.train(ready, layout, keep=True)
     with runs.locked(study.work_area(ready.key)) as work:
-        stages.forget(ready.key)
+        kept_runs.forget(ready.key)
         assert (work / "finished").is_dir()
 
 

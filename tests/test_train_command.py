@@ -9,11 +9,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from finetune import cli, params, stages, workflow
+from finetune import cli, interruption, params, stages, workflow
 from finetune.cli import stages as commands
 from finetune.errors import InputError
 from finetune.live import Live
 from finetune.study import Layout
+from finetune.training import Listener
+from signalled import ended_by_a_signal, terminated
 from tracked_study import move_home
 
 
@@ -30,6 +32,24 @@ def test_a_tracking_server_that_does_not_answer_holds_up_no_end(
     assert commands.train_run(params.parse(tiny), Layout(tmp_path), None, "auto") == Path("place")
     assert time.monotonic() - began < 5
     assert "no answer in time; the run is whole" in capsys.readouterr().err
+
+
+def test_a_signal_as_the_run_moves_into_its_place_waits_for_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+) -> None:
+    def trained(_: object, __: Layout, listeners: tuple[Listener, ...], **___: object) -> Path:
+        listeners[0].epoch({"epoch": 1})
+        with interruption.finishing():
+            terminated()  # it is only noted
+        return Path("place")
+
+    move_home(monkeypatch, tmp_path)
+    monkeypatch.setattr(stages, "train", trained)
+    monkeypatch.setattr(Live, "_send", lambda *_: time.sleep(30))
+    began = time.monotonic()
+    with ended_by_a_signal():
+        commands.train_run(params.parse(tiny), Layout(tmp_path), None, "auto")
+    assert time.monotonic() - began < 8
 
 
 def test_a_run_outside_dvc_counts_its_start_up_from_the_commands_beginning(

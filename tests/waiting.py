@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 
 
-def until(true: Callable[[], bool]) -> None:
-    last = time.monotonic() + 20
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    last = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < last, "it never came to that"
         time.sleep(0.02)

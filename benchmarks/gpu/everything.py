@@ -83,9 +83,10 @@ def run(
 
     def compared() -> str | None:
         path, share = out / TIMM, _SHARES[TIMM]
-        if beside_timm.complete(earlier(path, device, subject)):
-            return None
         setting = sweep.fastest(earlier(out / SWEEP, device, subject).get("rows", ())) or sweep.first(tiny)
+        before = earlier(path, device, subject)
+        if beside_timm.complete(before) and before.get("setting") == setting:
+            return None
         with tempfile.TemporaryDirectory() as scratch:
             beside_timm.measure(
                 store,

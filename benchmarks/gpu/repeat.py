@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune.__main__  # noqa: F401  settings that must stand before PyTorch is imported
-from benchmarks.gpu.study import few, tiny_settings
+from benchmarks.gpu.study import everywhere, few, tiny_settings
 from finetune import interruption, runs, stages
 from finetune.params import load
 from finetune.resolved import resolve
@@ -87,13 +87,15 @@ def measure(
         `same` where all files are the same bytes, `again` and `gone_on` by file, and where the last one went on from.
 
     Raises:
+        InputError: the run cannot be worked out.
         RuntimeError: a training failed, with what it said; or was not done after so many minutes.
     """
     params = load(params_file, overrides)
     run = Run(params.study.datasets[0], params.study.strategies[0], params.study.seeds[0])
     layout = Layout(inputs, inputs)
     settings = [*overrides, *(tiny_settings(params, layout) if tiny else few(params, layout, IMAGES))]
-    settings += ["training.deterministic=true", f"training.epochs={EPOCHS}"]
+    settings += everywhere(params, {"deterministic": True, "epochs": EPOCHS})
+    recipe = resolve(load(params_file, tuple(settings)), layout, run, device).recipe.model_dump(mode="json")
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
         trainings: list[_Training] = []
         for name in ("first", "again", "interrupted"):
@@ -114,7 +116,6 @@ def measure(
     }
     same = all(equal for ways in found.values() for equal in ways.values())
     print(f"{run.name} under {', '.join(settings)}: {'the same bytes' if same else f'DIFFERS: {found}'}", flush=True)
-    recipe = resolve(load(params_file, tuple(settings)), layout, run, device).recipe.model_dump(mode="json")
     return {"run": run.name, "recipe": recipe, "settings": settings, "went_on": whence, "files": found, "same": same}
 
 

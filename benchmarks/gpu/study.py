@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,12 @@ from finetune.device import configure, move_to_device
 from finetune.errors import InputError
 from finetune.params import Params, load
 from finetune.resolved import Prepared, resolve
-from finetune.runs import COST, METRICS, read_json
+from finetune.runs import COST, METRICS, RUN, read_json
 from finetune.stages import evaluate, train
 from finetune.store import open_store
 from finetune.study import Layout, runs
 
-_TINY = (
-    "training.image_size=32",
-    "training.epochs=1",
-    "training.batch_size=8",
-    "training.compile=none",
-    "training.threads=1",
-)
+_TINY = {"image_size": 32, "epochs": 1, "batch_size": 8, "compile": "none", "threads": 1}
 _TINY_IMAGES = 64  # of each training split, about
 
 
@@ -66,7 +60,8 @@ def run(
                 print(f"{one.name}: no time left", flush=True)
                 continue
             try:
-                train(prepared, layout, module=_network(prepared, networks))
+                if not _is_trained(prepared, layout):
+                    train(prepared, layout, module=_network(prepared, networks))
                 evaluate(layout, one, device)
             except Exception as error:  # one run that is out of memory must not lose the others
                 rows.append({"run": one.name, "error": f"{type(error).__name__}: {error}"[:300]})
@@ -86,6 +81,13 @@ def _is_there(prepared: Prepared, layout: Layout) -> bool:
     try:
         return read_json(layout.evaluation(prepared.run) / METRICS)["run_key"] == prepared.key
     except InputError:  # there is none, or it is damaged
+        return False
+
+
+def _is_trained(prepared: Prepared, layout: Layout) -> bool:
+    try:
+        return bool(read_json(layout.run(prepared.run) / RUN)["run_key"] == prepared.key)
+    except InputError:
         return False
 
 
@@ -111,7 +113,15 @@ def _accuracy(layout: Layout, prepared: Prepared) -> float:
 
 def tiny_settings(params: Params, layout: Layout) -> tuple[str, ...]:
     """Overrides for few images, small, for an epoch."""
-    return (*_TINY, *few(params, layout, _TINY_IMAGES))
+    return (*everywhere(params, _TINY), *few(params, layout, _TINY_IMAGES))
+
+
+def everywhere(params: Params, recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Overrides of the recipe, also where a data set or a strategy has settings of its own."""
+    own = {f"datasets.{name}.training": dataset.training for name, dataset in params.datasets.items()}
+    own |= {f"strategies.{name}.training": strategy.training for name, strategy in params.strategies.items()}
+    places = {key: ["training", *(place for place, has in own.items() if key in has)] for key in recipe}
+    return tuple(f"{place}.{key}={str(recipe[key]).lower()}" for key in recipe for place in places[key])
 
 
 def few(params: Params, layout: Layout, images: int) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import rates
+from finetune.errors import InputError
 from finetune.params import TrainingParams
 
 # What promises most comes first, by an H100 (results/gpu-h100); and what takes long to find out last, which is
@@ -32,6 +33,7 @@ AT_BEST: dict[str, dict[str, bool]] = {  # what is tried there: changes of the r
     "deterministic": {"deterministic": True},
     "not deterministic": {"deterministic": False},
 }
+_PARTS = ("precision", "compile", "memory_format", "batch_size", "depthwise")  # of a setting's name
 _FOR_GRID = 0.7  # of the time; the rest is for the fastest setting
 
 Row = dict[str, Any]
@@ -71,7 +73,11 @@ def measure(
         words: only settings whose name holds one of these; none: all.
         minutes: after which no new row is begun.
         done: what an earlier go kept; what has figures there is not measured again.
+
+    Raises:
+        InputError: a word is in no setting's name.
     """
+    chosen = _chosen(TINY_SETTINGS if tiny else settings(), words)
     began, images, before = monotonic(), rates.TINY_IMAGES if tiny else rates.IMAGES, done or {}
     found: dict[str, list[Row]] = {kind: _with_figures(before.get(kind, ())) for kind in ("rows", "at_best")}
     keep(found)
@@ -89,8 +95,8 @@ def measure(
         print(*(f"{key} {value}" for key, value in row.items()), sep=", ", flush=True)
 
     known = {row["setting"] for row in found["rows"]}
-    for setting in TINY_SETTINGS if tiny else settings():
-        if setting in known or (words and not any(word in setting for word in words)):
+    for setting in chosen:
+        if setting in known:
             continue
         if monotonic() - began >= 60 * minutes * _FOR_GRID:
             break
@@ -118,20 +124,30 @@ def all_failed(found: dict[str, list[Row]]) -> bool:
 
 
 def recipe_of(setting: str, device: str, tiny: bool) -> TrainingParams:
-    """The recipe of a setting."""
-    precision, compiled, memory_format, batch_size, depthwise = setting.split("/")
-    return TrainingParams.model_validate(
-        {
-            "image_size": 32 if tiny else 224,
-            "epochs": 1,
-            "batch_size": int(batch_size),
-            "precision": precision,
-            "compile": compiled,
-            "memory_format": memory_format,
-            "depthwise": depthwise,
-            "device": device,
-        }
-    )
+    """The recipe of a setting.
+
+    Raises:
+        InputError: it is none.
+    """
+    named = dict(zip(_PARTS, setting.split("/"), strict=False))
+    try:
+        return TrainingParams.model_validate(
+            {
+                "image_size": 32 if tiny else 224,
+                "epochs": 1,
+                "device": device,
+                **{part: int(named[part]) if part == "batch_size" else named[part] for part in _PARTS},
+            }
+        )
+    except (KeyError, ValueError):  # pydantic's are ValueErrors
+        raise InputError(f"setting: found '{setting}', expected {'/'.join(_PARTS)}, such as {settings()[0]}") from None
+
+
+def _chosen(known: tuple[str, ...], words: list[str]) -> list[str]:
+    for word in words:
+        if not any(word in setting for setting in known):
+            raise InputError(f"--only: '{word}' is in the name of no setting; they are {', '.join(known)}")
+    return [setting for setting in known if not words or any(word in setting for word in words)]
 
 
 def _with_figures(rows: Iterable[Row]) -> list[Row]:

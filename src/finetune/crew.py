@@ -1,7 +1,9 @@
 """The same work in several processes at once, which begin its measured part together."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -59,7 +61,15 @@ class _Member:
 
 def _join(barrier: Barrier) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, and it ends these
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _Member.barrier = barrier
+
+
+def _end_with_the_parent() -> None:
+    """Where that is killed: the pool's processes hold its pipes open for each other, and would wait for ever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do(work: Callable[[Any, Callable[[], object]], float], something: Any) -> float:

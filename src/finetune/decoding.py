@@ -1,6 +1,5 @@
 """Examples -> pixels as a store has them, on all cores, in order, in bounded memory."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 
 from finetune.datasets import Example
 from finetune.images import decode, shape_in, shrink
+from finetune.processor import cores
 from finetune.store_writer import content_hash
 
 _GROUP = 1 << 20  # bytes of pixels, stored, that a thread makes at a time: enough that handing over costs little
@@ -66,7 +66,7 @@ def decoded_images(examples: Iterable[Example], short_side: int) -> Iterator[tup
     def work(group: list[tuple[Example, int]]) -> list[tuple[Example, Image]]:
         return [(Example(one.split, one.label, b"", one.member), image_of(one, pixels)) for one, pixels in group]
 
-    threads = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = min(32, cores())
     with ThreadPoolExecutor(threads) as pool:
         groups = _grouped(examples, short_side)
         waiting: deque[Future[list[tuple[Example, Image]]]] = deque(

@@ -80,7 +80,7 @@ class Live:
     def epoch(self, row: Mapping[str, float | None]) -> None:
         """An epoch is done; `row` is keyed as the columns of curves.csv."""
         now, sent = time.time(), dict(row)
-        self._do(lambda: self._send(sent, now))
+        self._do(lambda: self._send(sent, now), late=True)
 
     def caught_up(self) -> None:
         """Wait until every epoch is sent, or could not be."""
@@ -107,16 +107,17 @@ class Live:
         """The run's id in MLflow, if it has got there."""
         return self._run.info.run_id if self._run else attached_run_id()
 
-    def _do(self, action: Callable[[], None], state: str = _GOES_ON) -> None:
-        self._background.do(lambda: self._guard(action, state))
+    def _do(self, action: Callable[[], None], state: str = _GOES_ON, late: bool = False) -> None:
+        """`late`: also once the end has begun, after that."""
+        self._background.do(lambda: self._guard(action, state, late))
 
     def _wait(self, at_most: float | None, state: str) -> None:
         """Leave a server that does not answer in time alone: whoever sent a signal may send SIGKILL next."""
         if not self._background.wait(at_most):
             self._say(TimeoutError("no answer in time"), state)
 
-    def _guard(self, action: Callable[[], object], state: str) -> None:
-        if self._ending:
+    def _guard(self, action: Callable[[], object], state: str, late: bool = False) -> None:
+        if self._ending and late:
             self._late.append(action)
         if self._given_up or self._ending:
             return

@@ -4,7 +4,6 @@ The sample edition is to run without a network, and fine-tuning has to have some
 drawn by other means than the five stand-ins, and shares no class with them.
 """
 
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -18,6 +17,7 @@ from finetune import samples
 from finetune.device import Feed, configure, move_to_device
 from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
 from finetune.prepare import stratified
+from finetune.processor import cores
 from finetune.progress import progress
 from finetune.runs import locked
 from finetune.store import Store, open_store
@@ -76,7 +76,7 @@ def _upstream(place: Path) -> Store:
         return open_store(place)
     shutil.rmtree(place, ignore_errors=True)
     writer = Writer(place)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(cores()) as pool:
         for example in pool.map(partial(samples.upstream_example, seed=SEED), range(IMAGES), chunksize=128):
             assert isinstance(example.image, np.ndarray)
             writer.add("train", example.label, example.image)

@@ -1,9 +1,13 @@
 """What this machine's CPU is and can do."""
 
+import os
 import platform
 from pathlib import Path
 
-import torch
+
+def cores() -> int:
+    """How many this process may use, where that can be told: taskset and job schedulers leave it some of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
@@ -16,4 +20,6 @@ def cpu_name() -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU has instructions for bf16 (AVX-512 BF16, AMX); without them it takes many times as long."""
+    import torch
+
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -4,7 +4,6 @@ stage after another, and a training of small images keeps one core busy, not two
 Only a head start: whatever fails or is left out here, the `dvc repro` that follows runs, and says what is wrong.
 """
 
-import os
 import re
 import subprocess
 import threading
@@ -13,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from finetune import dvc_process
+from finetune.processor import cores
 
 _MOST = 4  # at once: each loads PyTorch, and they take turns at DVC's lock
 _TRIES = 3  # where another process held one of DVC's lesser locks, for which it waits 3 s, for too long
@@ -23,8 +23,8 @@ _NOISE = re.compile(r"^(> |Running stage |Updating lock file|To track the change
 
 
 def jobs(threads: int) -> int:
-    """How many trainings of `threads` threads each this machine's cores bear."""
-    return max(1, min(_MOST, (os.cpu_count() or 1) // threads))
+    """How many trainings of `threads` threads each the cores that this process may use bear."""
+    return max(1, min(_MOST, cores() // threads))
 
 
 def out_of_date(root: Path, dvc: Sequence[str], environment: dict[str, str]) -> list[str]:

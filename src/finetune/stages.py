@@ -1,16 +1,16 @@
 """What the stages train and evaluate do: open their inputs, call who knows, write their outputs whole."""
 
-import hashlib
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import save
 from torchvision.models import MobileNetV2
 
-from finetune import abandoned, accounting, checkpoint, interruption, records, runs
+from finetune import abandoned, accounting, checkpoint, interruption, kept_runs, records, runs
 from finetune import model as models
 from finetune.clock import Clock
 from finetune.device import Feed, configure, move_to_device, resolve_device
@@ -24,8 +24,6 @@ from finetune.strategies import build_model
 from finetune.strategies.plan import audit
 from finetune.study import Layout, Run, work_area
 from finetune.training import Listener, fit
-
-_CODE = "code"  # in the work area of a run that is kept: what made it
 
 
 def train(
@@ -47,9 +45,8 @@ def train(
         module: a network of an earlier run of this process, on its device, to be overwritten and trained: what was
             compiled for it serves again.
         began: when the command began, of time.monotonic(), so that its start-up is counted whole; None for now.
-        keep: keep the finished run in its work area, too, until `forget`: the next call adopts it, should this one's
-            result be lost. DVC deletes it where a stage, or DVC itself, ends otherwise than well before dvc.lock is
-            written, and runs outside DVC are written elsewhere each time.
+        keep: keep the finished run in its work area, too, until `kept_runs.forget`: the next call adopts it, should
+            this one's result be lost. Runs outside DVC are written elsewhere each time.
     """
     clock = Clock(began)
     place = layout.run(prepared.run)
@@ -57,9 +54,10 @@ def train(
     with runs.locked(work_area(prepared.key)) as work:
         for listener in listeners:
             listener.started(record)
-        finished = work / "finished"
-        if (work / _CODE).is_file() and (work / _CODE).read_text(encoding="utf-8") != _code():
-            _clear(work)  # it was kept, and code has changed since: DVC runs the stage for that
+        finished = work / kept_runs.FINISHED
+        kept_runs.drop_other_codes(work)
+        if keep:
+            kept_runs.mark(work)  # first: what is edited from now on is not what trains here
         if finished.is_dir():
             print(f"{prepared.run.name}: was trained to its end before; that is put in its place", flush=True)
         else:
@@ -67,53 +65,19 @@ def train(
         interruption.check()  # while it can be adopted: DVC deletes from its place what no stage has ended with
         with interruption.finishing():
             if keep:
-                shutil.rmtree(work / "copy", ignore_errors=True)
-                copy = shutil.copytree(finished, work / "copy")
+                copy = work / "copy"
+                shutil.rmtree(copy, ignore_errors=True)
+                copy.mkdir()
+                for file in finished.iterdir():
+                    shutil.copy2(file, copy)
                 runs.flush(copy)
                 runs.move_into_place(copy, place)
                 (work / checkpoint.FILE).unlink(missing_ok=True)
-                runs.write_text(work / _CODE, _code())
-                _forget_others(work, record)
+                kept_runs.forget_others(work, record)
             else:
                 runs.move_into_place(finished, place)
                 shutil.rmtree(work)
     return place
-
-
-def forget(run_key: str) -> None:
-    """Clear the work area of a run that was trained with `keep`, unless somebody trains it again."""
-    work = work_area(run_key)
-    if (work / "finished").is_dir():
-        with suppress(Timeout), FileLock(work.with_name(work.name + ".lock"), timeout=0):
-            _clear(work)
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _clear(work: Path) -> None:
-    """Drop a finished run at once: what is left of it, should this be cut short, is never taken for one."""
-    gone = work / "gone"
-    shutil.rmtree(gone, ignore_errors=True)
-    with suppress(FileNotFoundError):  # somebody else did
-        (work / "finished").rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-    (work / _CODE).unlink(missing_ok=True)
-
-
-def _forget_others(work: Path, record: dict[str, Any]) -> None:
-    """Clear the areas of kept runs of the same data set, strategy and seed, whose settings have changed since."""
-    for path in work.parent.glob(f"*/finished/{runs.RUN}"):
-        with suppress(InputError):
-            other = runs.read_json(path)
-            if path.parents[1] != work and all(other[key] == record[key] for key in ("dataset", "strategy", "seed")):
-                forget(path.parents[1].name)
-
-
-def _code() -> str:
-    """A digest of this package's source."""
-    hashed = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        hashed.update(file.read_bytes())
-    return hashed.hexdigest()
 
 
 def _train_aside(
@@ -153,29 +117,43 @@ def _train_aside(
     fixed = accounting.worked_out(prepared.model, plan.phases, recipe, images)
     provenance = records.provenance(recipe)
     shown = progress(run.name, recipe.epochs, images)
-    result = fit(
-        model,
-        plan,
-        recipe,
-        train_batches,
-        val_batches if len(val_batches.split) else None,
-        run.seed,
-        name=run.name,
-        work=work,
-        fingerprint=prepared.fingerprint,
-        listeners=(shown, *listeners),
-        clock=clock,
-    )
+    with _said_where_memory_is_short(prepared):
+        result = fit(
+            model,
+            plan,
+            recipe,
+            train_batches,
+            val_batches if len(val_batches.split) else None,
+            run.seed,
+            name=run.name,
+            work=work,
+            fingerprint=prepared.fingerprint,
+            listeners=(shown, *listeners),
+            clock=clock,
+        )
     with interruption.held(last=True):
         with clock.phase("saving"):
             runs.write_csv(folder / runs.CURVES, result.rows)
             runs.write_json(folder / runs.METRICS, records.metrics(result))
             kept = {name: tensor.contiguous() for name, tensor in result.kept_state.items()}
-            save_file(kept, folder / runs.MODEL, {"run_key": prepared.key})
+            (folder / runs.MODEL).write_bytes(save(kept, {"run_key": prepared.key}))
         runs.write_json(folder / runs.COST, accounting.cost(model, rows, result, recipe, images, fixed))
         runs.write_json(folder / runs.PROVENANCE, provenance | {"finished": records.now()})
         runs.flush(folder)
-        folder.rename(work / "finished")
+        folder.rename(work / kept_runs.FINISHED)
+
+
+@contextmanager
+def _said_where_memory_is_short(prepared: Prepared) -> Iterator[None]:
+    recipe = prepared.recipe
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{prepared.run.name}: the GPU has too little memory for training.batch_size {recipe.batch_size} at "
+            f"{recipe.image_size} px ({str(error).partition('. ')[0]}); lower it and raise training.accumulation as "
+            "much, or set training.activation_checkpointing: true"
+        ) from None
 
 
 def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:

@@ -108,7 +108,7 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
     Returns:
         The run's own layout, and its folder.
     """
-    from finetune import interruption, resolved, stages, tracking
+    from finetune import interruption, kept_runs, resolved, stages, tracking
     from finetune.live import Live
     from finetune.training import Listener
 
@@ -126,7 +126,7 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
         live.finished()
         interruption.check()
     stages.evaluate(layout, run)
-    stages.forget(prepared.key)
+    kept_runs.forget(prepared.key)
     tracking.note_side_run(params, layout, run, live.run_id)
     live.completed(lambda: tracking.track_run(params, layout, run))
     return layout, place

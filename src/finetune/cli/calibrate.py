@@ -1,6 +1,5 @@
 """The fastest settings of this machine."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +37,7 @@ def calibrate(
     are tried, and written, where --batch names them.
     """
     from finetune import calibration
+    from finetune.processor import cores
     from finetune.side_by_side import jobs
     from finetune.store import open_store
 
@@ -51,8 +51,8 @@ def calibrate(
     written = ["precision", "memory_format", "threads", *(["batch_size"] if batches else [])]
     if not dry_run:
         _check_effect(params, params_file, name, written)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = sorted({2**n for n in range(cores.bit_length()) if 2**n <= cores} | {cores})
+    most = cores()
+    threads = sorted({2**n for n in range(most.bit_length()) if 2**n <= most} | {most})
     tried = calibration.settings(threads, batches or (recipe.batch_size,))
     if {one.precision for one in tried} == {"fp32"}:
         click.echo("bf16 is left out: this CPU has no instructions for it, so it takes many times as long as fp32")

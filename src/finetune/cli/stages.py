@@ -106,14 +106,14 @@ def evaluate(
 ) -> None:
     """Predict the test split with a trained run (stage evaluate)."""
     with uncollected():
-        from finetune import runs, stages, study
+        from finetune import kept_runs, runs, stages, study
 
     params, layout = load(params_file, overrides)
     study.check_run(params, dataset, strategy)
     run = study.Run(dataset, strategy, seed)
     place = stages.evaluate(layout, run, device)
     # DVC runs this stage after it has noted the training, so that is not lost any more.
-    stages.forget(runs.read_json(layout.run(run) / runs.RUN)["run_key"])
+    kept_runs.forget(runs.read_json(layout.run(run) / runs.RUN)["run_key"])
     test = runs.read_json(place / runs.METRICS)["test"]
     click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")
 
@@ -157,6 +157,7 @@ def train_run(params: Any, layout: Any, prepared: Any, tracking: str) -> Path:
     with Live(params) as live:
         listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
         place = stages.train(prepared, layout, (listener,), began=BEGAN, keep=keep)
+        interruption.check()  # a signal that came as the run moved into place: nothing is waited for
         live.caught_up()
         with interruption.finishing():
             live.finished(at_most=_PATIENCE)

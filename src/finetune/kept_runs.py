@@ -1,0 +1,69 @@
+"""Finished runs that stay in their work area until DVC has noted them: DVC deletes what a stage wrote where it ends, or
+DVC itself does, before dvc.lock is written, and the next call then adopts the kept run instead of training again.
+
+They are for the very code that made them: DVC runs a stage again for code that has changed since.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from finetune import runs
+from finetune.errors import InputError
+from finetune.study import work_area
+
+FINISHED = "finished"  # the folder in a work area
+_CODE = "code"  # beside it: a digest of what made it
+
+
+def mark(work: Path) -> None:
+    """Note the code of this process as that of what the area holds or will hold, where none is noted."""
+    if not (work / _CODE).is_file():
+        runs.write_text(work / _CODE, _code())
+
+
+def drop_other_codes(work: Path) -> None:
+    """Clear the area of a run that other code made."""
+    if (work / _CODE).is_file() and (work / _CODE).read_text(encoding="utf-8") != _code():
+        _clear(work)
+
+
+def forget(run_key: str) -> None:
+    """Clear the work area of a run that was kept, unless somebody trains it again."""
+    work = work_area(run_key)
+    if (work / FINISHED).is_dir():
+        with suppress(Timeout), FileLock(work.with_name(work.name + ".lock"), timeout=0):
+            _clear(work)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def forget_others(work: Path, record: Mapping[str, Any]) -> None:
+    """Clear the areas of kept runs of the same data set, strategy and seed, whose settings have changed since."""
+    for path in work.parent.glob(f"*/{FINISHED}/{runs.RUN}"):
+        with suppress(InputError):
+            other = runs.read_json(path)
+            if path.parents[1] != work and all(other[key] == record[key] for key in ("dataset", "strategy", "seed")):
+                forget(path.parents[1].name)
+
+
+def _clear(work: Path) -> None:
+    """Drop a finished run at once: what is left of it, should this be cut short, is never taken for one."""
+    gone = work / "gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):  # somebody else did
+        (work / FINISHED).rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+    (work / _CODE).unlink(missing_ok=True)
+
+
+def _code() -> str:
+    """A digest of this package's source."""
+    hashed = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()
