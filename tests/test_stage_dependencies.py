@@ -28,6 +28,7 @@ EVERYWHERE = {
     "interruption",
     "params",
     "params_file",
+    "processor",
     "recipe",
     "runs",
     "starter",
