@@ -1,4 +1,7 @@
-"""Trains and evaluates the runs of a params file in one process, so that what is compiled is compiled once."""
+"""Trains and evaluates the runs of a params file in one process, so that what is compiled is compiled once.
+
+A run's peak memory on a GPU has the networks of earlier runs in it, which wait there for the next seed.
+"""
 
 import json
 import time
