@@ -1,5 +1,9 @@
 import contextlib
+import os
 import sqlite3
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -405,6 +409,30 @@ def test_a_reader_of_the_messages_that_is_gone_ends_nothing(there: Experiment, m
         live.resumed(epochs())
         live.finished()
     assert [step for step, _ in steps(there, RECORD)] == [1, 2, 3]
+
+
+def test_a_process_that_does_not_come_to_its_end_ends_its_run(there: Experiment) -> None:
+    code = """
+        import hashlib
+        from finetune import last_resort
+        from finetune.interruption import handled, held
+        from test_live import PARAMS, RECORD, Live
+        last_resort.WARNING, last_resort.LIMIT = 0.5, 3.5
+        with handled(), Live(PARAMS) as live, held():
+            live.started(RECORD)
+            print("ready", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as long as it takes, without a look at signals
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.wait(20) == 143
+    run = run_of(there, RECORD)
+    assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
 
 
 OUTSIDE = run_record(PARAMS, Run("toy", "same_lr", 0), key="other-settings")

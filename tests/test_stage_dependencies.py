@@ -26,6 +26,7 @@ EVERYWHERE = {
     "counting",
     "errors",
     "interruption",
+    "last_resort",
     "params",
     "params_file",
     "processor",

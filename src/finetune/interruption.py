@@ -1,7 +1,8 @@
 """Ending a training that is told to: by SIGTERM, Ctrl-C or SIGHUP, or because what started it is gone.
 
 A run's state is saved only between the stretches in which it changes (a step, the end of an epoch): within `held`, a
-signal waits for the end of the stretch. Elsewhere it takes effect at once, as `Interrupted`.
+signal waits for the end of the stretch. Elsewhere it takes effect at once, as `Interrupted`. Where the main thread does
+not come to either, `last_resort` ends the process.
 """
 
 import os
@@ -9,10 +10,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from finetune.last_resort import LastResort
 from finetune.starter import Starter, find
 
 PATIENCE = 6.0  # seconds from the signal in which the step must end and the checkpoint be saved
@@ -36,6 +38,7 @@ class _Now:
     held = False
     over = False
     starter: Starter | None = None
+    resort: LastResort | None = None
 
 
 @contextmanager
@@ -51,13 +54,21 @@ def handled() -> Iterator[None]:
     for number in ours:
         signal.signal(number, _receive)
     try:
-        end_with_starter()
-        yield
+        with LastResort(tuple(ours), lambda: _Now.over) as _Now.resort:
+            end_with_starter()
+            yield
     finally:
+        _Now.resort = None
         signal.setitimer(signal.ITIMER_REAL, 0)
         if _Now.received is None:  # else the process is ending, and no second signal shall hinder it
             for number, old in (ours | {signal.SIGALRM: alarm}).items():
                 signal.signal(number, old)
+
+
+def call_at_worst(action: Callable[[], None]) -> None:
+    """Have `action` called, by another thread, before the process exits because the main one does not come to it."""
+    if _Now.resort is not None:
+        _Now.resort.call(action)
 
 
 class held:

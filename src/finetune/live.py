@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from finetune import study
 from finetune.background import Background
 from finetune.experiment import SIDE, Experiment, cell, epoch_metrics, open_experiment
+from finetune.interruption import call_at_worst
 from finetune.params import Params
 from finetune.process_name import this_process
 from finetune.tracking_store import attached_run_id, import_client, one_line
@@ -52,6 +53,7 @@ class Live:
         self._sent: set[int] = set()  # epochs
 
     def __enter__(self) -> Self:
+        call_at_worst(lambda: self._end("KILLED"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -60,8 +62,7 @@ class Live:
                 self._background.wait()
             return
         told = issubclass(kind, KeyboardInterrupt | SystemExit)
-        self._ending = True
-        self._background.do(lambda: self._at_last("KILLED" if told else "FAILED"))
+        self._end("KILLED" if told else "FAILED")
         state = "what was trained is saved" if told else "the training failed"
         self._wait(_PATIENCE if told or self._given_up else None, state)
 
@@ -125,6 +126,10 @@ class Live:
             action()
         except Exception as error:
             self._say(error, state)
+
+    def _end(self, status: str) -> None:
+        self._ending = True
+        self._background.do(lambda: self._at_last(status))
 
     def _at_last(self, status: str) -> None:
         """End the run, also after an earlier failure: the server may be there again. Then send what still waits."""
