@@ -138,9 +138,10 @@ def written(file: Path, found: dict[str, Any]) -> None:
 
 
 def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
-    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
         raise click.BadParameter(f"found '{text}', expected pixels, comma separated, such as 96,224")
-    return [int(part) for part in text.split(",")]
+    return [int(part) for part in parts]
 
 
 @click.command()

@@ -48,7 +48,7 @@ def test_large_images_are_decoded_few_at_a_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(decoding, "decode", counting)
     monkeypatch.setattr(decoding, "_PIXELS", 2 * 1200)
     monkeypatch.setattr(decoding, "_MOST", 4)
-    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8), raising=False)
 
     def stream() -> Iterator[Example]:
         for i in range(64):
@@ -91,7 +91,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_small_images_go_to_a_thread_many_at_a_time_and_large_ones_one_by_one(
     groups: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda pid: range(1), raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(1), raising=False)
     small = [Example("train", 0, np.zeros((10, 10, 3), np.uint8), "a") for _ in range(5000)]
     large = [Example("train", 0, np.zeros((200, 300, 3), np.uint8), "b") for _ in range(50)]
     assert len(list(decoded_images([*small, *large], 1000))) == 5050

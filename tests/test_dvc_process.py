@@ -68,14 +68,22 @@ def test_what_does_not_end_when_it_is_told_to_is_killed_and_what_began_since_is_
         dvc_process.ended(process)
 
 
-def test_the_one_dvc_of_a_process_that_ends_is_killed_where_it_does_not_end(tmp_path: Path) -> None:
+WITHIN_SECONDS = "dvc_process.PATIENCE = 0.5\n"
+AT_WORST = """
+from finetune import interruption, last_resort
+last_resort.WARNING, last_resort.LIMIT = 0.5, 1.0
+with interruption.handled(): """
+
+
+@pytest.mark.parametrize("way", [WITHIN_SECONDS, AT_WORST], ids=["within seconds", "at worst"])
+def test_the_one_dvc_of_a_process_that_ends_is_killed_where_it_does_not_end(way: str, tmp_path: Path) -> None:
     deaf = tmp_path / "deaf.py"
     deaf.write_text(
         "import os, pathlib, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "pathlib.Path('part').write_text(str(os.getpid()))\npathlib.Path('part').rename('deaf.pid')\ntime.sleep(30)"
     )
-    code = f"dvc_process.PATIENCE = 0.5\ndvc_process.run([sys.executable, {str(deaf)!r}], root, environment)"
-    process = outer(tmp_path, code)
+    run = f"dvc_process.run([sys.executable, {str(deaf)!r}], root, environment)"
+    process = outer(tmp_path, way + run)
     until((tmp_path / "deaf.pid").exists)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 143

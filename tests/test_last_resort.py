@@ -17,16 +17,16 @@ SOURCE = str(Path(last_resort.__file__).parents[1])
 HEAD = """
     import hashlib, time
     from finetune import last_resort
-    from finetune.interruption import call_at_worst, check, finishing, handled, held
-    last_resort.WARNING, last_resort.LIMIT = 0.5, 1.0
+    from finetune.interruption import at_worst, check, finishing, handled, held
+    last_resort.WARNING, last_resort.LIMIT = WARNING, LIMIT
 
     def one_long_operation():
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour without a look at signals, as others may run
 """
 
 
-def started(code: str) -> subprocess.Popen[str]:
-    text = textwrap.dedent(HEAD) + textwrap.dedent(code)
+def started(code: str, warning: float = 0.5, limit: float = 1.0) -> subprocess.Popen[str]:
+    text = f"WARNING, LIMIT = {warning}, {limit}\n" + textwrap.dedent(HEAD) + textwrap.dedent(code)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": SOURCE}, **pipes)
     assert process.stdout is not None
@@ -38,28 +38,29 @@ def started(code: str) -> subprocess.Popen[str]:
 def test_it_ends_in_time_all_the_same(number: signal.Signals, code: int) -> None:
     process = started("""
         with handled():
-            call_at_worst(lambda: print("told", flush=True))
-            with held():
+            with at_worst(lambda: print("told", flush=True)), held():
                 print("ready", flush=True)
                 one_long_operation()
     """)
     process.send_signal(number)
     began = time.monotonic()
-    out, err = process.communicate(timeout=20)
+    try:
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert time.monotonic() - began < 5
     assert process.returncode == code
     assert out == "told\n"
     assert err == (
-        f"finetune: what was under way did not end within 1 s of {number.name} and is lost; the same command goes on "
-        "from what was saved before\n"
+        f"finetune: what was under way did not end within 1 s of {number.name}; the same command goes on from what is "
+        "saved\n"
     )
 
 
 def test_a_whole_run_is_waited_for() -> None:
     process = started("""
         with handled():
-            call_at_worst(lambda: print("told", flush=True))
-            with finishing():
+            with at_worst(lambda: print("told", flush=True)), finishing():
                 print("ready", flush=True)
                 time.sleep(2)
             print("whole", flush=True)
@@ -71,14 +72,17 @@ def test_a_whole_run_is_waited_for() -> None:
 
 
 def test_who_ends_in_time_does_so_undisturbed() -> None:
-    process = started("""
+    process = started(
+        """
         with handled():
-            call_at_worst(lambda: print("told", flush=True))
-            with held():
+            with at_worst(lambda: print("told", flush=True)), held():
                 print("ready", flush=True)
-                time.sleep(0.2)
+                time.sleep(2)
             print("another step", flush=True)
-    """)
+    """,
+        warning=8,
+        limit=9,
+    )
     process.terminate()
     out, err = process.communicate(timeout=20)
     assert (out, err, process.returncode) == ("", "", 143)

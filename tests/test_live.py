@@ -430,7 +430,10 @@ def test_a_process_that_does_not_come_to_its_end_ends_its_run(there: Experiment)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.terminate()
-    assert process.wait(20) == 143
+    try:
+        assert process.wait(20) == 143
+    finally:
+        process.kill()
     run = run_of(there, RECORD)
     assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
 

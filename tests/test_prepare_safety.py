@@ -366,7 +366,7 @@ def test_memory_holds_few_images_at_a_time(tmp_path: Path, archives: Path, monke
 
     monkeypatch.setattr(Writer, "add", adding)
     monkeypatch.setattr(decoding, "_GROUP", 5 * 3072)  # bytes of five images
-    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda pid: range(2), raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(2), raising=False)
     prepare(dataset(counted, None), "any", SETTINGS, archives, tmp_path / "toy")
     assert max(ahead) <= 2 * 3 * 5 + 5  # threads x groups in flight for each x images in a group, and the next group
 

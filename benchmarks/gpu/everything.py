@@ -85,8 +85,13 @@ def run(
         path, share = out / TIMM, _SHARES[TIMM]
         setting = sweep.fastest(earlier(out / SWEEP, device, subject).get("rows", ())) or sweep.first(tiny)
         before = earlier(path, device, subject)
-        if beside_timm.complete(before) and before.get("setting") == setting:
+        if (beside_timm.complete(before) and before.get("setting") == setting) or left() <= 0:
             return None
+
+        def keep(figures: dict[str, Any]) -> None:
+            if figures.get("rates") or not before.get("rates"):  # not the place of figures by none
+                write(path, figures, device, subject)
+
         with tempfile.TemporaryDirectory() as scratch:
             beside_timm.measure(
                 store,
@@ -96,7 +101,7 @@ def run(
                 archive,
                 Path(scratch),
                 share * left(),
-                lambda figures: write(path, figures, device, subject),
+                keep,
             )
         return None
 

@@ -129,8 +129,8 @@ def recipe_of(setting: str, device: str, tiny: bool) -> TrainingParams:
     Raises:
         InputError: it is none.
     """
-    named = dict(zip(_PARTS, setting.split("/"), strict=False))
     try:
+        named = dict(zip(_PARTS, setting.split("/"), strict=True))
         return TrainingParams.model_validate(
             {
                 "image_size": 32 if tiny else 224,
@@ -139,7 +139,7 @@ def recipe_of(setting: str, device: str, tiny: bool) -> TrainingParams:
                 **{part: int(named[part]) if part == "batch_size" else named[part] for part in _PARTS},
             }
         )
-    except (KeyError, ValueError):  # pydantic's are ValueErrors
+    except ValueError:  # also pydantic's
         raise InputError(f"setting: found '{setting}', expected {'/'.join(_PARTS)}, such as {settings()[0]}") from None
 
 

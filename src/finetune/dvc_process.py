@@ -18,6 +18,7 @@ from types import FrameType
 
 from finetune import starter
 from finetune.errors import InputError
+from finetune.interruption import at_worst
 
 PATIENCE = 15.0  # seconds in which a stage that is told to end has saved
 
@@ -67,18 +68,19 @@ def run(
     Whatever unwinds this process interrupts it; what has not ended `PATIENCE` seconds later is killed.
     """
     process = start(command, root, environment, stdout, stderr)
-    try:
-        out, err = process.communicate()
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
-    except BaseException:
-        interrupt()
+    with at_worst(lambda: _kill(process)):
         try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:  # such as a DVC that waits for another's lock
-            _kill(process)
-        raise
-    finally:
-        ended(process)
+            out, err = process.communicate()
+            return subprocess.CompletedProcess(command, process.returncode, out, err)
+        except BaseException:
+            interrupt()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:  # such as a DVC that waits for another's lock
+                _kill(process)
+            raise
+        finally:
+            ended(process)
 
 
 def interrupt(number: int = signal.SIGINT) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 
 from finetune.last_resort import LastResort
@@ -65,10 +65,9 @@ def handled() -> Iterator[None]:
                 signal.signal(number, old)
 
 
-def call_at_worst(action: Callable[[], None]) -> None:
-    """Have `action` called, by another thread, before the process exits because the main one does not come to it."""
-    if _Now.resort is not None:
-        _Now.resort.call(action)
+def at_worst(action: Callable[[], None]) -> AbstractContextManager[None]:
+    """Within, `action` is called, by another thread, before the process exits as the main one does not come to it."""
+    return nullcontext() if _Now.resort is None else _Now.resort.calling(action)
 
 
 class held:

@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,13 @@ def _clear(work: Path) -> None:
     (work / _CODE).unlink(missing_ok=True)
 
 
+@cache
 def _code() -> str:
-    """A digest of this package's source."""
+    """A digest of this package's source, as it was when this process imported it."""
     hashed = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         hashed.update(file.read_bytes())
     return hashed.hexdigest()
+
+
+_code()

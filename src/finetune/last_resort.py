@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 WARNING = 6.5  # seconds from the signal until what is registered is called
@@ -28,17 +28,24 @@ class LastResort:
         self._called: list[Callable[[], None]] = []
         self._left = threading.Event()
 
-    def call(self, action: Callable[[], None]) -> None:
-        """Have `action` called before the process exits, by another thread, with three seconds for it."""
+    @contextmanager
+    def calling(self, action: Callable[[], None]) -> Iterator[None]:
+        """Within, `action` is called before the process exits, by another thread, with three seconds for it."""
         self._called.append(action)
+        try:
+            yield
+        finally:
+            self._called.remove(action)
 
     def __enter__(self) -> "LastResort":
         heard, self._told = os.pipe()
         os.set_blocking(self._told, False)  # as Python requires, which writes to it
         self._before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # which the thread inherits
-        threading.Thread(target=self._watch, args=(heard,), daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            threading.Thread(target=self._watch, args=(heard,), daemon=True).start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
@@ -55,7 +62,7 @@ class LastResort:
     def _end_in_time(self, number: int) -> None:
         if self._left.wait(WARNING) or self._over():
             return
-        for action in self._called:
+        for action in tuple(self._called):
             threading.Thread(target=action, daemon=True).start()
         if self._left.wait(LIMIT - WARNING) or self._over():
             return
@@ -68,8 +75,8 @@ class LastResort:
 def _say(number: int) -> None:
     with suppress(OSError, ValueError):  # whoever listened may be gone
         print(
-            f"finetune: what was under way did not end within {LIMIT:g} s of {signal.Signals(number).name} and is "
-            "lost; the same command goes on from what was saved before",
+            f"finetune: what was under way did not end within {LIMIT:g} s of {signal.Signals(number).name}; the same "
+            "command goes on from what is saved",
             file=sys.stderr,
             flush=True,
         )

@@ -8,14 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from finetune import study
 from finetune.background import Background
 from finetune.experiment import SIDE, Experiment, cell, epoch_metrics, open_experiment
-from finetune.interruption import call_at_worst
+from finetune.interruption import at_worst
 from finetune.params import Params
 from finetune.process_name import this_process
 from finetune.tracking_store import attached_run_id, import_client, one_line
@@ -41,6 +41,7 @@ class Live:
         """`side`: the training is one outside DVC, which never takes the place of the study's own."""
         self._study = params.study.name
         self._side = side
+        self._entered = ExitStack()
         self._background = Background()
         self._saying = threading.Lock()
         self._given_up = False
@@ -53,18 +54,19 @@ class Live:
         self._sent: set[int] = set()  # epochs
 
     def __enter__(self) -> Self:
-        call_at_worst(lambda: self._end("KILLED"))
+        self._entered.enter_context(at_worst(lambda: self._end("KILLED")))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        if kind is None:
-            if not self._given_up:
-                self._background.wait()
-            return
-        told = issubclass(kind, KeyboardInterrupt | SystemExit)
-        self._end("KILLED" if told else "FAILED")
-        state = "what was trained is saved" if told else "the training failed"
-        self._wait(_PATIENCE if told or self._given_up else None, state)
+        with self._entered:
+            if kind is None:
+                if not self._given_up:
+                    self._background.wait()
+                return
+            told = issubclass(kind, KeyboardInterrupt | SystemExit)
+            self._end("KILLED" if told else "FAILED")
+            state = "what was trained is saved" if told else "the training failed"
+            self._wait(_PATIENCE if told or self._given_up else None, state)
 
     def started(self, run: Mapping[str, Any]) -> None:
         """The training that `run` (the content of run.json) describes begins, or goes on."""

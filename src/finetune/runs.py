@@ -167,7 +167,7 @@ def move_into_place(aside: Path, place: Path) -> None:
     try:
         aside.rename(place)
     except OSError:  # another file system; `aside` stays whole until the copy is in place
-        shutil.copytree(aside, near)
+        copy_folder(aside, near)
         near.rename(place)
         gone = aside.with_name(f".{aside.name}.moved")
         shutil.rmtree(gone, ignore_errors=True)
@@ -175,6 +175,14 @@ def move_into_place(aside: Path, place: Path) -> None:
         shutil.rmtree(gone)
     if old.exists():
         shutil.rmtree(old)
+
+
+def copy_folder(folder: Path, place: Path) -> None:
+    """As shutil.copytree, but an error is the system's own, which names the file and is told in one sentence."""
+    place.mkdir()
+    for path in sorted(folder.rglob("*")):
+        there = place / path.relative_to(folder)
+        there.mkdir() if path.is_dir() else shutil.copy2(path, there)
 
 
 @contextmanager

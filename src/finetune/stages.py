@@ -56,8 +56,7 @@ def train(
             listener.started(record)
         finished = work / kept_runs.FINISHED
         kept_runs.drop_other_codes(work)
-        if keep:
-            kept_runs.mark(work)  # first: what is edited from now on is not what trains here
+        kept_runs.mark(work)
         if finished.is_dir():
             print(f"{prepared.run.name}: was trained to its end before; that is put in its place", flush=True)
         else:
@@ -67,9 +66,7 @@ def train(
             if keep:
                 copy = work / "copy"
                 shutil.rmtree(copy, ignore_errors=True)
-                copy.mkdir()
-                for file in finished.iterdir():
-                    shutil.copy2(file, copy)
+                runs.copy_folder(finished, copy)
                 runs.flush(copy)
                 runs.move_into_place(copy, place)
                 (work / checkpoint.FILE).unlink(missing_ok=True)
