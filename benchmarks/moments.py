@@ -39,7 +39,7 @@ def die_when(moment: str, nth: int = 1, share: float = 0.5) -> None:
     if moment == "saving":
         patch.object(torch, "save", _until(nth, share, torch.save)).start()
     elif moment == "writing":
-        patch.object(stages, "save_file", _die).start()
+        patch.object(stages, "save", _die).start()
     elif moment == "finished":
         patch.object(runs, "move_into_place", _die).start()
     elif moment == "moving":

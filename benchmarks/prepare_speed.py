@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, PILToTensor, Resize
 
+from benchmarks.unpacking import unpack_files
 from finetune import datasets
 from finetune.params import PrepareParams
 from finetune.prepare import prepare
@@ -38,7 +39,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a CUB-200-2011 archive into `folder`; returns the folder of its class folders."""
     with tarfile.open(archive) as tar:
         files = [member for member in tar if not Path(member.name).name.startswith("._")]  # macOS' own
-        tar.extractall(folder, files, filter="data")
+        unpack_files(tar, folder, files)
     return folder / "CUB_200_2011" / "images"
 
 

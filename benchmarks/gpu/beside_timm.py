@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.gpu import rates
 from benchmarks.gpu.sweep import recipe_of
+from benchmarks.unpacking import unpack_files
 from finetune.errors import InputError
 from finetune.recipe import TrainingParams
 from finetune.store import Split, open_store
@@ -128,7 +129,7 @@ def pictures(split: Split, archive: Path | None, scratch: Path, most: int) -> tu
     try:
         with tarfile.open(archive) as tar:
             files = [member for member in tar if not Path(member.name).name.startswith("._")]  # macOS' own
-            tar.extractall(scratch, files, filter="data")
+            unpack_files(tar, scratch, files)
     except (OSError, tarfile.TarError) as error:
         why = str(error).partition("\n")[0].rstrip(":")
         raise InputError(f"{archive}: cannot be unpacked ({why}); name a .tar or .tar.gz of class folders") from None
