@@ -100,34 +100,20 @@ def test_an_interrupted_training_ends_its_run_honestly(
 
 
 @pytest.mark.parametrize("step", ["create", "complete"])
-def test_a_run_whose_beginning_fails_half_way_is_ended_too(
-    there: Experiment, monkeypatch: pytest.MonkeyPatch, step: str
+@pytest.mark.parametrize("then", ["fails", "takes long"])
+def test_told_to_end_as_its_run_begins_it_ends_that(
+    there: Experiment, monkeypatch: pytest.MonkeyPatch, step: str, then: str
 ) -> None:
     done = getattr(Experiment, step)
 
-    def lost(*given: object, **named: object) -> None:
-        done(*given, **named)
-        raise OSError("connection lost")
-
-    monkeypatch.setattr(Experiment, step, lost)
-    with contextlib.suppress(SystemExit), Live(PARAMS) as live:
-        live.started(RECORD)
-        raise SystemExit(143)
-    run = run_of(there, RECORD)
-    assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
-
-
-@pytest.mark.parametrize("step", ["create", "complete"])
-def test_told_to_end_while_its_run_begins_it_ends_that(
-    there: Experiment, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    done = getattr(Experiment, step)
-
-    def slowly(*given: object, **named: object) -> object:
+    def begun(*given: object, **named: object) -> object:
+        made = done(*given, **named)
+        if then == "fails":
+            raise OSError("connection lost")
         time.sleep(0.5)
-        return done(*given, **named)
+        return made
 
-    monkeypatch.setattr(Experiment, step, slowly)
+    monkeypatch.setattr(Experiment, step, begun)
     monkeypatch.setattr(live_module, "_BEGINNING", 0.1)
     with contextlib.suppress(SystemExit), Live(PARAMS) as live:
         live.started(RECORD)

@@ -34,6 +34,7 @@ EVERYWHERE = {
     "runs",
     "starter",
     "study",
+    "unsignalled",
 }
 BESIDE = {
     "prepare": {"aside", "kept", "store_check"},  # where a store is made, and whether it has to be

@@ -51,6 +51,25 @@ def test_two_processes_create_the_store_at_once(tmp_path: Path) -> None:
     assert outcomes == [("", 0), ("", 0)]
 
 
+def test_what_opening_the_store_needs_is_imported_before_and_nothing_is_opened(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from finetune.tracking_store import connect, import_client
+        root = Path(sys.argv[1])
+        import_client(root)
+        assert not list(root.iterdir())
+        before = set(sys.modules)
+        connect(root)
+        late = [name for name in sys.modules if name not in before]
+        assert not [name for name in late if name.startswith(("mlflow.store.tracking", "sqlalchemy.orm"))], late
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    source = str(Path(tracking_store.__file__).parents[1])
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    subprocess.run(command, env=environment | {"PYTHONPATH": source}, check=True)
+
+
 def test_a_database_whose_making_is_cut_short_is_made_again(tmp_path: Path) -> None:
     killed = """
         import os

@@ -85,7 +85,10 @@ def run(
         path, share = out / TIMM, _SHARES[TIMM]
         setting = sweep.fastest(earlier(out / SWEEP, device, subject).get("rows", ())) or sweep.first(tiny)
         before = earlier(path, device, subject)
-        if (beside_timm.complete(before) and before.get("setting") == setting) or left() <= 0:
+        if beside_timm.complete(before) and before.get("setting") == setting:
+            return None
+        if left() <= 0:
+            click.echo("no time left")
             return None
 
         def keep(figures: dict[str, Any]) -> None:

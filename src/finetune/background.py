@@ -1,10 +1,11 @@
 """A thread for what the main one is not to wait for."""
 
 import queue
-import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+
+from finetune.unsignalled import start_unsignalled
 
 
 class Background:
@@ -15,12 +16,13 @@ class Background:
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._begun = False
 
     def do(self, action: Callable[[], None]) -> None:
         """Have it done after what was asked for before; what it raises is lost."""
-        if self._thread is None:
-            self._thread = self._begun()
+        if not self._begun:
+            start_unsignalled(self._work)
+            self._begun = True
         self._asked.put(action)
 
     def wait(self, at_most: float | None = None) -> bool:
@@ -28,16 +30,6 @@ class Background:
         done = threading.Event()
         self.do(done.set)
         return done.wait(at_most)
-
-    def _begun(self) -> threading.Thread:
-        thread = threading.Thread(target=self._work, daemon=True)
-        # Python handles a signal in the main thread, which would wait on where the new one was given it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            thread.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return thread
 
     def _work(self) -> None:
         while True:

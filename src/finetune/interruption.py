@@ -8,7 +8,6 @@ not come to either, `last_resort` ends the process.
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -16,6 +15,7 @@ from types import FrameType
 
 from finetune.last_resort import LastResort
 from finetune.starter import Starter, find
+from finetune.unsignalled import start_unsignalled
 
 PATIENCE = 6.0  # seconds from the signal in which the step must end and the checkpoint be saved
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -124,12 +124,10 @@ def end_with_starter() -> None:
         _Now.received = signal.SIGTERM
         raise Interrupted(signal.SIGTERM)
     _Now.starter = found
-    threading.Thread(target=_watch, args=(found,), daemon=True).start()
+    start_unsignalled(_watch, found)
 
 
 def _watch(found: Starter) -> None:
-    # Else this thread may be given two that come together, and the main thread, which handles them, sleeps on.
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     while not found.gone():
         time.sleep(0.5)
     if _Now.received is None:

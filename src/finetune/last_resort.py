@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
+from finetune.unsignalled import start_unsignalled
+
 WARNING = 6.5  # seconds from the signal until what is registered is called
 LIMIT = 9.5  # seconds from the signal until the process exits: whoever sent it may send SIGKILL after 10
 
@@ -41,11 +43,7 @@ class LastResort:
         heard, self._told = os.pipe()
         os.set_blocking(self._told, False)  # as Python requires, which writes to it
         self._before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # which the thread inherits
-        try:
-            threading.Thread(target=self._watch, args=(heard,), daemon=True).start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        start_unsignalled(self._watch, heard)
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:

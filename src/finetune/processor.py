@@ -22,7 +22,7 @@ def cpu_has_bf16() -> bool:
     """Whether PyTorch has bf16 kernels for this CPU; without them it takes many times as long as float32.
 
     PyTorch says so of every AVX-512 CPU. One without instructions of its own for bf16 (AVX-512 BF16, AMX) may still be
-    slower in it: 10.7 instead of 15.7 images/s on a Xeon with AVX-512 VNNI at 224 px. `finetune calibrate` tells.
+    slower in it; `finetune calibrate` tells.
     """
     import torch
 

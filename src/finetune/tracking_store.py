@@ -1,5 +1,6 @@
 """Where MLflow's tracking store is, and how to open it."""
 
+import importlib
 import logging
 import os
 import re
@@ -79,8 +80,8 @@ def import_client(root: Path) -> "type[MlflowClient]":
     with uncollected():
         from mlflow import MlflowClient
 
-        if tracking_uri(root).startswith(_SQLITE):
-            pass
+        if tracking_uri(root).startswith(_SQLITE):  # else it would be imported as the client is made, and collected
+            importlib.import_module("mlflow.store.tracking.sqlalchemy_workspace_store")
     for chatter in ("alembic", "urllib3", "mlflow.store.db"):  # what they tell, whoever meets the exception tells
         logging.getLogger(chatter).setLevel(logging.CRITICAL)
     return MlflowClient
