@@ -2,10 +2,13 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from finetune.unsignalled import start_unsignalled
+
+_LOOK = 0.1  # seconds: Python's handling of a signal that came just as a wait began is due only when the wait ends
 
 
 class Background:
@@ -29,7 +32,11 @@ class Background:
         """Whether all that was asked for so far was done within `at_most` seconds; None waits as long as it takes."""
         done = threading.Event()
         self.do(done.set)
-        return done.wait(at_most)
+        until = float("inf") if at_most is None else time.monotonic() + at_most
+        while not done.wait(min(_LOOK, max(0.0, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                return False
+        return True
 
     def _work(self) -> None:
         while True:
