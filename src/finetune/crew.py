@@ -34,9 +34,14 @@ def crew(members: int, work: Callable[[Any, Callable[[], object]], float]) -> It
     pool = ProcessPoolExecutor(members, context, _join, (barrier,))
 
     def together(something: Any) -> list[float]:
-        futures = [pool.submit(_do, work, something) for _ in range(members)]
-        wait(futures)
-        raised = [error for error in (future.exception() for future in futures) if error is not None]
+        try:
+            futures = [pool.submit(_do, work, something) for _ in range(members)]
+            # The pool watches over the processes that there were when something was last asked of it.
+            pool.submit(os.getpid)
+            wait(futures)
+            raised = [error for error in (future.exception() for future in futures) if error is not None]
+        except BrokenProcessPool as error:  # so soon that nothing more can be asked
+            raised = [error]
         if any(isinstance(error, BrokenProcessPool) for error in raised):
             raise InputError(
                 f"one of {members} processes at once was killed, as happens where memory is short; try fewer at once"
