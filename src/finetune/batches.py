@@ -70,7 +70,8 @@ class Batches:
     def _pass(self, order: np.ndarray, crops: Crops | None, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         for step in range(steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = torch.stack([self._view(int(i), crops) for i in rows]).to(self.device, non_blocking=True)
+            views = torch.stack([self._view(int(i), crops).permute(1, 2, 0) for i in rows])  # N x size x size x 3
+            images = views.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             labels = torch.from_numpy(self.split.labels[rows]).to(self.device, non_blocking=True)
             yield normalise(images).contiguous(memory_format=self.memory_format), labels
 
@@ -177,15 +178,22 @@ def resize(chw: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 def normalise(images: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
     """N x 3 x S x S of 0 to 255, of any type -> float32 with ImageNet's mean and standard deviation."""
-    mean, deviation = _statistics(images.device)
-    made = torch.empty_like(images, dtype=torch.float32, memory_format=layout)
-    return made.copy_(images).sub_(mean).div_(deviation)
+    made = torch.empty_like(images, dtype=torch.float32, memory_format=layout).copy_(images)
+    lines = made.permute(0, 2, 3, 1)
+    if lines.is_contiguous():  # a CPU takes many values at once of lines, not of three channels
+        mean, deviation = _statistics(images.device, images.shape[3])
+        lines.flatten(2).sub_(mean).div_(deviation)
+    else:
+        mean, deviation = (values.view(3, 1, 1) for values in _statistics(images.device))
+        made.sub_(mean).div_(deviation)
+    return made
 
 
 @cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the values 0 to 255; sent once, as sending them waits for the device."""
-    mean, deviation = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+def _statistics(device: torch.device, width: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the values 0 to 255 of a line of `width` pixels, the three channels of one beside
+    each other; sent once, as sending them waits for the device."""
+    mean, deviation = (torch.tensor(values, device=device).mul(255).repeat(width) for values in (MEAN, STD))
     return mean, deviation
 
 
