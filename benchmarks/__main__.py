@@ -47,6 +47,7 @@ def training(
 ) -> dict[str, Any]:
     """Rates and ratios at one size; each round measures every way once."""
     rates: dict[str, list[float]] = {way: [] for way in ways}
+    feeds: dict[str, list[float]] = {way: [] for way in ways if way.startswith("ours")}
     for turn in range(rounds):
         for way in ways:
             words = [way, "--size", str(size), "--steps", str(steps), "--warm-up", str(warm_up)]
@@ -60,9 +61,12 @@ def training(
             )
             if done.returncode:
                 raise click.ClickException(f"{way} failed:\n{done.stderr}")
-            rates[way].append(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+            measured = json.loads(done.stdout.splitlines()[-1])
+            rates[way].append(measured["images_per_second"])
+            if way in feeds:
+                feeds[way].append(measured["feed_ratio"])
             print(f"  {size} px, round {turn + 1}/{rounds}: {way} {rates[way][-1]:.1f} images/s", flush=True)
-    found = compared(rates)
+    found = compared(rates, feeds)
     print(f"\n{size} px, batch 32, medians of {rounds} rounds in turn; ours is {found['fastest']}")
     print(f"  {'way':22}{'images/s':>10}{'least':>9}{'most':>9}{'ours is':>10}{'least':>9}{'most':>9}")
     for way, values in rates.items():
@@ -84,29 +88,28 @@ def environment(way: str) -> dict[str, str]:
     return users | (THREADS_SLEEP if way.startswith("ours") or way == "timm_same_allocator" else {})
 
 
-def compared(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians of the ratios of each round, and their least and most as `spread`, from images per second by way.
+def compared(rates: dict[str, list[float]], feeds: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians of the ratios of each round, and their least and most as `spread`.
 
-    `feed_ratio` is the rate against that of the same step on a ready batch, at the faster of our precisions.
+    Args:
+        rates: images per second, by way, of each round.
+        feeds: of our ways, the rate on batches from the store in parts of that on a ready batch, of each round;
+            `feed_ratio` is that of the faster precision.
     """
-    precisions = {"fp32": "ours", "bf16": "ours_bf16"}
-    own = [way for way in precisions.values() if way in rates]
-    fastest = max(own, key=lambda way: statistics.median(rates[way]))
-
-    def ratios(one: str, other: str) -> list[float]:
-        return [round(a / b, 3) for a, b in zip(rates[one], rates[other], strict=True)]
-
-    against = {key: ratios(fastest, way) for way, key in NAMES.items() if way in rates and (way != "ours" or own[1:])}
-    fed = {way: ratios(way, f"{way}_resident") for way in own}
-    feeds = {way: round(statistics.median(values), 3) for way, values in fed.items()}
+    fastest = max(feeds, key=lambda way: statistics.median(rates[way]))
+    of_rounds = {"feed_ratio": feeds[fastest]}
+    for way, key in NAMES.items():
+        if way in rates and (way != "ours" or len(feeds) > 1):
+            of_rounds[key] = [round(a / b, 3) for a, b in zip(rates[fastest], rates[way], strict=True)]
+    precisions = {"ours": "fp32", "ours_bf16": "bf16"}
     return {
         "images_per_second": statistics.median(rates[fastest]),
         "fastest": fastest,
         "rounds": rates,
-        **{key: round(statistics.median(values), 3) for key, values in against.items()},
-        "feed_ratio": feeds[fastest],
-        "feed_ratios": {precision: feeds[way] for precision, way in precisions.items() if way in rates},
-        "spread": {key: [min(values), max(values)] for key, values in (against | {"feed_ratio": fed[fastest]}).items()},
+        "feed_rounds": feeds,
+        **{key: round(statistics.median(values), 3) for key, values in of_rounds.items()},
+        "feed_ratios": {precisions[way]: round(statistics.median(values), 3) for way, values in feeds.items()},
+        "spread": {key: [round(min(values), 3), round(max(values), 3)] for key, values in of_rounds.items()},
     }
 
 

@@ -2,8 +2,8 @@
 
 Ways, all at batch 32 with random resized crop and flip, Adam, on 200 classes:
 
-- `ours`: this project's epoch over a prepared store; `ours_bf16` the same under bf16 autocast, for CPUs that have it
-- `ours_resident`, `ours_bf16_resident`: the same step on one fixed batch that lies ready, which says what feeding costs
+- `ours`: this project's epoch over a prepared store, then steps on batches from there in turn with steps on one that
+  lies ready, which says what feeding costs; `ours_bf16` the same under bf16 autocast, for CPUs that have it
 - `plain`: torch's defaults, ImageFolder and a DataLoader with two workers
 - `timm_default`, `timm_best`, `timm_same_allocator`: timm's create_loader, model, optimizer and step as its train.py
   takes them; best: --channels-last --amp --amp-dtype bfloat16, or --channels-last alone on a CPU without bf16; same
@@ -14,10 +14,13 @@ Run: `python -m benchmarks.engine WAY --size 224 --images FOLDER --store STORE`,
 
 import importlib.util
 import json
+import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -28,13 +31,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import mobilenet_v2
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
-from benchmarks.gpu.rates import fixed
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
 from finetune.device import configure, move_to_device
 from finetune.optimizers import make_optimizer
-from finetune.params import TrainingParams
+from finetune.params import AugmentationParams, TrainingParams
 from finetune.processor import cpu_has_bf16
 from finetune.step import Step as TrainingStep
 from finetune.store import open_store
@@ -57,27 +59,59 @@ def timed(batches: Iterable[tuple[Tensor, Tensor]], step: Step, steps: int, warm
     raise click.UsageError(f"too few images: {warm_up + steps} batches of {BATCH} are needed")
 
 
-def ours(size: int, steps: int, warm_up: int, store: Path, precision: str, resident: bool) -> float:
+@dataclass(frozen=True)
+class InTurn(Batches):
+    """Every batch of `fed`, and after each the one that lies ready; notes how long each took to be had and trained."""
+
+    fed: Batches
+    ready: tuple[Tensor, Tensor]
+    seconds: list[tuple[float, float]]  # of one from `fed` and of the ready one; the last pair's end is not seen
+
+    def training_steps(self) -> int:
+        return 2 * self.fed.training_steps()
+
+    def training(
+        self, augmentation: AugmentationParams, seed: int, epoch: int, *, first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        began = time.perf_counter()
+        for batch in self.fed.training(augmentation, seed, epoch, first=first):
+            yield batch
+            trained = time.perf_counter()
+            yield self.ready
+            ended = time.perf_counter()
+            self.seconds.append((trained - began, ended - trained))
+            began = ended
+
+
+def ours(size: int, steps: int, warm_up: int, store: Path, precision: str) -> tuple[float, float]:
+    """Images per second, and of the rate on one batch that lies ready the part that batches from the store come at."""
     settings = {"image_size": size, "batch_size": BATCH, "epochs": 1, "device": "cpu", "precision": precision}
     # As many threads as PyTorch takes by itself, as in the other ways.
     recipe = TrainingParams.model_validate(settings | {"threads": torch.get_num_threads()})
     configure(recipe)
     whole = open_store(store).split("train")
-    split = type(whole)(whole.pixels, whole.index[: steps * BATCH], whole.labels[: steps * BATCH])
     model = models.build(CLASSES, 0)
     move_to_device(model, recipe)
     phase = build_plan(model, "same_lr", {}).phases[0]
-    optimizer = make_optimizer(model, phase, recipe)
-    feed = Batches(split, size, BATCH, torch.device("cpu"), torch.channels_last, 0.875)
-    feed = fixed(feed, recipe.augmentation) if resident else feed
-    few = Batches(
-        type(whole)(whole.pixels, whole.index[: warm_up * BATCH], whole.labels[: warm_up * BATCH]),
-        size, BATCH, torch.device("cpu"), torch.channels_last, 0.875,
-    )  # fmt: skip
-    train_epoch(TrainingStep(model, phase, optimizer, recipe), few, 0, 0, "warm-up")
+    step = TrainingStep(model, phase, make_optimizer(model, phase, recipe), recipe)
+
+    def fed(batches: int) -> Batches:
+        some = type(whole)(whole.pixels, whole.index[: batches * BATCH], whole.labels[: batches * BATCH])
+        return Batches(some, size, BATCH, torch.device("cpu"), torch.channels_last, 0.875)
+
+    train_epoch(step, fed(warm_up), 0, 0, "warm-up")
     began = time.perf_counter()
-    train_epoch(TrainingStep(model, phase, optimizer, recipe), feed, 0, 0, "bench")
-    return len(split) / (time.perf_counter() - began)
+    train_epoch(step, fed(steps), 0, 0, "bench")
+    rate = len(fed(steps).split) / (time.perf_counter() - began)
+    ready = next(fed(1).training(recipe.augmentation, 0, 0))
+    in_turn = InTurn(**vars(fed(steps + 1)), fed=fed(steps + 1), ready=ready, seconds=[])
+    train_epoch(step, in_turn, 0, 1, "feeding")
+    return rate, fed_at(in_turn.seconds)
+
+
+def fed_at(seconds: list[tuple[float, float]]) -> float:
+    """The rate of the first steps in parts of the seconds': the median of the pairs, as a machine's rate drifts."""
+    return statistics.median(ready / fed for fed, ready in seconds)
 
 
 def plain(size: int, steps: int, warm_up: int, folder: Path) -> float:
@@ -130,9 +164,7 @@ def with_timm(size: int, steps: int, warm_up: int, folder: Path, best: bool) -> 
 
 WAYS = (
     "ours",
-    "ours_resident",
     "ours_bf16",
-    "ours_bf16_resident",
     "plain",
     "timm_default",
     "timm_best",
@@ -160,6 +192,7 @@ def sensible() -> tuple[str, ...]:
 @click.option("--store", required=True, type=click.Path(exists=True, path_type=Path), help="The same, prepared.")
 def main(way: str, size: int, steps: int, warm_up: int, folder: Path, store: Path) -> None:
     """Measure one WAY and print it as JSON."""
+    found: dict[str, Any] = {"way": way, "size": size}
     if way == "plain":
         rate = plain(size, steps, warm_up, folder)
     elif way.startswith("timm"):
@@ -167,8 +200,9 @@ def main(way: str, size: int, steps: int, warm_up: int, folder: Path, store: Pat
             keep_freed_memory()
         rate = with_timm(size, steps, warm_up, folder, best=way != "timm_default")
     else:
-        rate = ours(size, steps, warm_up, store, "bf16" if "bf16" in way else "fp32", way.endswith("_resident"))
-    print(json.dumps({"way": way, "size": size, "images_per_second": round(rate, 2)}))
+        rate, feed_ratio = ours(size, steps, warm_up, store, "bf16" if way == "ours_bf16" else "fp32")
+        found["feed_ratio"] = round(feed_ratio, 4)
+    print(json.dumps(found | {"images_per_second": round(rate, 2)}))
 
 
 if __name__ == "__main__":
