@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs, "write_json", full)
-    assert refusal("plan", "same_lr") == "No space left on device"
+    assert refusal("plan", "same_lr") == "No space left on device; make room, then repeat the command"
 
 
 def test_an_error_of_our_own_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

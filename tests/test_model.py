@@ -315,6 +315,18 @@ def test_wrong_weights_leave_the_old_backbone(tmp_path: Path, state: State) -> N
     assert out.read_bytes() == b"old"
 
 
+def test_a_full_disk_is_said_and_leaves_the_old_backbone(tmp_path: Path, whole: State) -> None:
+    save_file(whole, tmp_path / "sample.safetensors")
+    out = tmp_path / "models" / "backbone.safetensors"
+    out.parent.mkdir()
+    out.write_bytes(b"old")
+    (out.parent / f".{out.name}.aside").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"backbone\.safetensors: cannot be written \(No space left on device\)"):
+        prepare_backbone("sample", "", tmp_path / "sample.safetensors", out)
+    assert out.read_bytes() == b"old"
+    assert list(out.parent.iterdir()) == [out]
+
+
 def test_an_unknown_enum_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"backbone\.weights: found 'IMAGENET1K_V1'.*MobileNet_V2_Weights\.IMAGENET1K_V2"

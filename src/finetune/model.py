@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, MobileNetV2, mobilenet_v2
 
@@ -122,6 +122,9 @@ def prepare_backbone(source: str, weights: str, sample: Path, out: Path) -> None
         weights: the enum's name for `torchvision`, such as MobileNet_V2_Weights.IMAGENET1K_V1.
         sample: where the sample backbone lies.
         out: the file to write; it appears only when whole.
+
+    Raises:
+        InputError: the weights cannot be had, or are not MobileNetV2's; or the file cannot be written.
     """
     if source == "torchvision":
         state = _from_torchvision(weights)
@@ -131,8 +134,15 @@ def prepare_backbone(source: str, weights: str, sample: Path, out: Path) -> None
     state = check_backbone(state, f"backbone.source {origin}")
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.aside")
-    save_file(state, aside, {"source": origin})
-    aside.replace(out)
+    try:
+        aside.write_bytes(save(state, {"source": origin}))
+        aside.replace(out)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); make room or mend its folder's permissions"
+        ) from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

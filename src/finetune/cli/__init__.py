@@ -79,6 +79,8 @@ def _one_sentence() -> Iterator[None]:
         if error.errno in (None, errno.EPIPE):
             raise
         sentence = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sentence += "; make room, then repeat the command"
     else:
         return
     click.echo(f"finetune: {sentence}", err=True)
