@@ -1,5 +1,6 @@
 """Calibration measures every combination and writes the fastest without touching the rest of params.yaml."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from torchvision.models import MobileNetV2
 
 from finetune import calibration
 from finetune.batches import Batches
-from finetune.calibration import Measured, Setting, Strategy, measure, settings, write
+from finetune.calibration import Measured, Setting, Strategy, measure, other_sizes, settings, write
 from finetune.cli import cli
 from finetune.crew import crew
 from finetune.errors import InputError
@@ -86,9 +88,13 @@ def test_what_one_of_several_raises_is_raised(tmp_path: Path) -> None:
         rates_of(tmp_path / "first")
 
 
-def test_where_one_of_several_is_killed_nothing_waits_for_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="one of 2 processes at once was killed"), crew(2, _one_dies) as rates_of:
-        rates_of(tmp_path / "first")
+@pytest.mark.parametrize("place", range(3))
+def test_where_one_of_several_is_killed_nothing_waits_for_it(place: int, tmp_path: Path) -> None:
+    """`place`: in the order in which they were started."""
+    began = time.monotonic()
+    with pytest.raises(InputError, match="one of 3 processes at once was killed"), crew(3, _one_dies) as rates_of:
+        rates_of((tmp_path, place))
+    assert time.monotonic() - began < 120  # not the ten minutes that one may be waited for
 
 
 def test_where_the_process_that_waits_is_killed_the_others_end_too(tmp_path: Path) -> None:
@@ -129,8 +135,12 @@ def _one_fails(path: Path, ready: Callable[[], object]) -> float:
     return 1.0
 
 
-def _one_dies(path: Path, ready: Callable[[], object]) -> float:
-    if _is_first(path):
+def _one_dies(given: tuple[Path, int], ready: Callable[[], object]) -> float:
+    folder, place = given
+    (number,) = multiprocessing.current_process()._identity  # type: ignore[attr-defined]
+    (folder / f"{number:06}").touch()
+    until(lambda: len(list(folder.iterdir())) == 3, seconds=60)
+    if sorted(folder.iterdir())[place].name == f"{number:06}":
         os.kill(os.getpid(), signal.SIGKILL)
     ready()
     return 1.0
@@ -307,10 +317,13 @@ def study(tmp_path: Path, toy_inputs: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path / "params.yaml"
 
 
-def test_the_command_prints_and_writes(study: Path) -> None:
+def test_the_command_prints_and_writes(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3), raising=False)
     found = CliRunner().invoke(cli, ["calibrate"])
     assert found.exit_code == 0, found.output
+    assert "toy, 32 px, same_lr, 3 cores, medians of 3 rounds in turn:" in found.output
     assert "5.0 images/s" in found.output
+    assert "training has precision bf16, memory_format contiguous, threads 1 now" in found.output
     assert yaml.safe_load(study.read_text())["training"]["precision"] == "bf16"
 
 
@@ -328,16 +341,40 @@ def test_as_many_trainings_at_once_are_measured_as_a_study_runs_unless_it_is_to_
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64), raising=False)
     found = CliRunner().invoke(cli, ["calibrate", *words])
     assert found.exit_code == 0, found.output
-    assert asked == [at_once]  # of one thread each, on 64 cores
+    assert asked == [at_once] * 2  # of one thread each, on 64 cores
     assert (f"({at_once} trainings at once)" in found.output) == (at_once > 1)
 
 
-def test_the_batch_size_is_tried_and_written_where_it_is_asked_for_alone(study: Path) -> None:
+def test_other_batch_sizes_are_measured_at_the_fastest_setting_and_not_written(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Setting]] = []
+
+    def measure(*given: Any) -> list[Measured]:
+        asked.append(given[3])
+        return [Measured(one, (float(one.batch_size + (one.memory_format == "contiguous")),)) for one in given[3][::-1]]
+
+    monkeypatch.setattr(calibration, "measure", measure)
     found = CliRunner().invoke(cli, ["calibrate"])
-    assert "other batch sizes than 4 were not tried, as they change what is learnt; --batch tries" in found.output
+    assert found.exit_code == 0, found.output
+    assert {one.batch_size for one in asked[0]} == {4}
+    fastest = asked[0][-1]
+    assert asked[1] == [replace(fastest, batch_size=size) for size in (4, 2, 8)]
+    assert re.search(r"they change what is learnt.*\n +9\.0 images/s .*batch_size 8\n", found.output)
     assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize(("size", "others"), [(2, [4]), (3, [6]), (4, [2, 8]), (6, [3, 12]), (8, [4])])
+def test_other_batch_sizes_have_two_images_and_fill_two_batches(size: int, others: list[int], toy_inputs: Path) -> None:
+    store = open_store(Layout(toy_inputs).store("toy"))
+    assert len(store.split("train")) == 27
+    assert [one.batch_size for one in other_sizes(replace(FAST, batch_size=size), store)] == others
+
+
+def test_the_batch_size_is_written_where_it_is_asked_for_alone(study: Path) -> None:
     found = CliRunner().invoke(cli, ["calibrate", "--batch", "4", "--batch", "8"])
-    assert "not tried" not in found.output
+    assert "change what is learnt" not in found.output
+    assert "training has precision bf16, memory_format contiguous, threads 1, batch_size 8 now" in found.output
     assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 8
 
 

@@ -65,6 +65,14 @@ def settings(threads: Sequence[int], batch_sizes: Sequence[int]) -> list[Setting
     return [Setting(*values) for values in product(precisions, ("channels_last", "contiguous"), threads, batch_sizes)]
 
 
+def other_sizes(setting: Setting, store: Store) -> list[Setting]:
+    """The same with half and with twice the batch size, where there are two images a batch and two batches."""
+    halved, doubled = setting.batch_size // 2, setting.batch_size * 2
+    return [
+        replace(setting, batch_size=size) for size in (halved, doubled) if 2 <= size <= len(store.split("train")) / 2
+    ]
+
+
 @dataclass(frozen=True)
 class Strategy:
     """Whose training is measured: a variant of a plan, as params.yaml has it."""

@@ -10,12 +10,15 @@ from finetune.cli import check_dataset, cli, load, reads_params
 from finetune.errors import InputError
 
 if TYPE_CHECKING:
+    from finetune.calibration import Measured
     from finetune.params import Params
 
 
 @cli.command()
 @click.argument("dataset", required=False)
-@click.option("--batch", "batches", type=click.IntRange(min=2), multiple=True, help="Sizes to try. [default: as it is]")
+@click.option(
+    "--batch", "batches", type=click.IntRange(min=2), multiple=True, help="Sizes to try and write. [default: as it is]"
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--alone", is_flag=True, help="One training at a time, as with `mlflow run -e train`.")
 @click.option("--dry-run", is_flag=True, help="Measure and print; leave params.yaml as it is.")
@@ -29,12 +32,12 @@ def calibrate(
     params_file: Path,
     overrides: tuple[str, ...],
 ) -> None:
-    """Measure precision, memory format and threads, and write the fastest into params.yaml.
+    """Measure precision, memory format, threads and batch size, and write the fastest into params.yaml.
 
     On the prepared DATASET (default: the study's first), at its image size, by the baseline's recipe. With fewer
     threads than cores, as many trainings at once as `make study` runs, and their rates together. The numbers of runs
-    depend on these settings: changing them trains anew. The batch size stays, as it changes what is learnt: other sizes
-    are tried, and written, where --batch names them.
+    depend on these settings: changing them trains anew. The batch size changes what is learnt: half and twice of it are
+    measured, too, at the fastest setting, and not written; of sizes that --batch names, the fastest is.
     """
     from finetune import calibration
     from finetune.processor import cores
@@ -57,23 +60,30 @@ def calibrate(
     if {one.precision for one in tried} == {"fp32"}:
         click.echo("bf16 is left out: this CPU has no instructions for it, so it takes many times as long as fp32")
     at_once = (lambda _: 1) if alone else jobs
-    measured = calibration.measure(open_store(layout.store(name)), recipe, strategy, tried, rounds, at_once)
-    click.echo(f"{name}, {recipe.image_size} px, {baseline}, {cores} cores, medians of {rounds} rounds in turn:")
+    store = open_store(layout.store(name))
+    measured = calibration.measure(store, recipe, strategy, tried, rounds, at_once)
+    click.echo(f"{name}, {recipe.image_size} px, {baseline}, {most} cores, medians of {rounds} rounds in turn:")
+    _print(measured)
+    if recipe.compile != "none":
+        click.echo(f"without torch.compile, which would take minutes a setting; training.compile is {recipe.compile}")
+    fastest = measured[0].setting
+    if not batches:
+        sizes = calibration.other_sizes(fastest, store)
+        click.echo("the fastest with other batch sizes, in turn; they change what is learnt and are not written:")
+        _print(calibration.measure(store, recipe, strategy, [fastest, *sizes], rounds, at_once))
+        click.echo("of sizes that --batch names, one each, `calibrate` writes the fastest")
+    if dry_run:
+        return
+    calibration.write(params_file, fastest, written)
+    values = ", ".join(f"{key} {value}" for key, value in asdict(fastest).items() if key in written)
+    click.echo(f"{params_file}: training has {values} now; `git diff {params_file}` shows what changed")
+
+
+def _print(measured: "list[Measured]") -> None:
     for one in measured:
         values = "  ".join(f"{key} {value}" for key, value in asdict(one.setting).items())
         values += f"  ({one.at_once} trainings at once)" if one.at_once > 1 else ""
         click.echo(f"{one.rate:9.1f} images/s  ({min(one.rates):.1f} to {max(one.rates):.1f})  {values}")
-    if recipe.compile != "none":
-        click.echo(f"without torch.compile, which would take minutes a setting; training.compile is {recipe.compile}")
-    if not batches:
-        click.echo(
-            f"other batch sizes than {recipe.batch_size} were not tried, as they change what is learnt; --batch tries "
-            "the ones it names"
-        )
-    if dry_run:
-        return
-    calibration.write(params_file, measured[0].setting, written)
-    click.echo(f"{params_file}: training has the first of these now; `git diff {params_file}` shows what changed")
 
 
 def _check_effect(params: "Params", params_file: Path, dataset: str, keys: list[str]) -> None:
