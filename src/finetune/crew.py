@@ -40,8 +40,8 @@ def crew(members: int, work: Callable[[Any, Callable[[], object]], float]) -> It
             pool.submit(os.getpid)
             wait(futures)
             raised = [error for error in (future.exception() for future in futures) if error is not None]
-        except BrokenProcessPool as error:  # so soon that nothing more can be asked
-            raised = [error]
+        except BrokenProcessPool as broken:  # so soon that nothing more can be asked
+            raised = [broken]
         if any(isinstance(error, BrokenProcessPool) for error in raised):
             raise InputError(
                 f"one of {members} processes at once was killed, as happens where memory is short; try fewer at once"
