@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -133,6 +134,40 @@ def test_dvc_is_interrupted_and_waited_for_where_this_process_is_told_to_end(dvc
     assert (tmp_path / "one.interrupted").exists()
 
 
+def test_a_dvc_that_is_being_started_as_this_process_is_told_to_end_is_ended_too(
+    dvc: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[subprocess.Popen[str]] = []
+    start = subprocess.Popen
+
+    def told(*given: Any, **more: Any) -> subprocess.Popen[str]:
+        begun.append(start(*given, **more))
+        until((tmp_path / "one.began").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+        return begun[0]
+
+    monkeypatch.setattr(subprocess, "Popen", told)
+    with pytest.raises(KeyboardInterrupt):
+        dvc_process.run([*dvc, "one", "30"], tmp_path, os.environ)
+    assert begun[0].poll() == 130
+    assert (tmp_path / "one.interrupted").exists()
+
+
+def test_a_second_ctrl_c_does_not_leave_a_dvc_that_heeds_none(tmp_path: Path) -> None:
+    deaf = (
+        "import signal, time, pathlib; signal.signal(2, signal.SIG_IGN); pathlib.Path('began').touch(); time.sleep(60)"
+    )
+    code = f"dvc_process.PATIENCE = 2.0\ndvc_process.run([sys.executable, '-c', {deaf!r}], root, environment)"
+    process = outer(tmp_path, code)
+    until((tmp_path / "began").exists)
+    [below] = psutil.Process(process.pid).children()
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    process.communicate(timeout=20)
+    assert not psutil.wait_procs([below], timeout=5)[1]
+
+
 def test_where_ctrl_c_is_ignored_dvc_still_ends_when_told(dvc: list[str], tmp_path: Path) -> None:
     code = f"""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's shell has it for `make study &`
@@ -167,7 +202,7 @@ def stopped(dvc: list[str], root: Path, seconds: float) -> subprocess.Popen[str]
 
 
 def test_ctrl_z_stops_dvc_too_until_it_goes_on(dvc: list[str], tmp_path: Path) -> None:
-    process = stopped(dvc, tmp_path, 0.5)
+    process = stopped(dvc, tmp_path, 3)
     process.send_signal(signal.SIGCONT)
     assert process.wait(10) == 0
     assert (tmp_path / "one.ended").exists()

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,3 +103,19 @@ def test_afterwards_signals_do_what_they_did() -> None:
     with handled():
         assert [signal.getsignal(number) for number in ENDING] != before
     assert [signal.getsignal(number) for number in ENDING] == before
+
+
+def test_an_exit_that_python_dropped_is_asked_for_again_once_the_starter_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def lost(_: int, number: int) -> None:
+        asked.append(number)
+        if len(asked) == 3:
+            interruption._Now.received = number
+
+    monkeypatch.setattr(interruption, "_AGAIN", 0.01)
+    monkeypatch.setattr(os, "kill", lost)
+    interruption._watch(SimpleNamespace(gone=lambda: True))  # type: ignore[arg-type]
+    assert asked == [signal.SIGTERM] * 3

@@ -24,7 +24,7 @@ from finetune.runs import DETERMINISTIC
 pytestmark = pytest.mark.dvc
 
 CELL = "cifar10/same_lr/0"
-EPOCHS = 12
+EPOCHS = 20
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ if cell == "long":
 print("Running stage 'train':", flush=True)
 print("> python -m finetune train", flush=True)
 print(f"{cell}: epoch 1/1 {' '.join(words[:2])}", flush=True)
-time.sleep(30 if cell == "long" else 0.4)
+time.sleep(30 if cell == "long" else 1)
 (root / f"{cell}.ended").write_text(str(time.time()))
 """
 

@@ -104,7 +104,9 @@ def test_mlflow_run_itself_is_seen_to_be_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("environment", [DVC, MLFLOW], ids=["dvc", "mlflow"])
 @pytest.mark.parametrize("command", [RUN, f"{RUN}; true"], ids=["shell gone", "shell stays"])
 def test_it_does_not_begin_where_its_starter_died_while_it_started(command: str, environment: dict[str, str]) -> None:
-    with started([SHELL, "-c", f"echo shell; sleep 0.7; {command}"], 30, **environment) as process:
+    with started(
+        [SHELL, "-c", f"echo shell; while kill -0 $PPID 2>/dev/null; do sleep 0.05; done; {command}"], 30, **environment
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "shell\n"
         process.kill()

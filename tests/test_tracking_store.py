@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
 
 from finetune import tracking_store
 from finetune.errors import InputError
@@ -108,6 +110,16 @@ def test_an_unreachable_store_is_one_sentence(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match=r"^MLflow at http://127\.0\.0\.1:9: .*; start that server"):  # noqa: SIM117
         with tracking_store.reported(home):
             tracking_store.connect(home)
+
+
+def test_processes_that_wait_for_a_server_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = move_home(monkeypatch, tmp_path)
+    (home / ".finetune").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with FileLock(home / ".finetune" / "mlflow.lock"), pytest.raises(MlflowException, match="127"):
+        tracking_store.connect(home)
 
 
 def test_a_password_is_never_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from finetune import cli, interruption, params, stages, workflow
+from finetune import cli, interruption, live, params, stages, workflow
 from finetune.cli import stages as commands
 from finetune.errors import InputError
 from finetune.live import Live
@@ -46,6 +46,7 @@ def test_a_signal_as_the_run_moves_into_its_place_waits_for_no_server(
     move_home(monkeypatch, tmp_path)
     monkeypatch.setattr(stages, "train", trained)
     monkeypatch.setattr(Live, "_send", lambda *_: time.sleep(30))
+    monkeypatch.setattr(live, "_PATIENCE", 0.5)
     began = time.monotonic()
     with ended_by_a_signal():
         commands.train_run(params.parse(tiny), Layout(tmp_path), None, "auto")

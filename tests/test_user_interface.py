@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -72,6 +73,20 @@ def test_the_server_ends_with_the_command(home: Path, number: signal.Signals, co
     finally:
         process.kill()
     assert f"http://127.0.0.1:{port}/#/experiments/" in log.read_text()
+
+
+def test_a_server_that_is_being_started_as_ctrl_c_comes_ends_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def told(_: object, **more: Any) -> subprocess.Popen[bytes]:
+        begun.append(start([sys.executable, "-c", "import time; time.sleep(60)"], **more))
+        os.kill(os.getpid(), signal.SIGINT)
+        return begun[0]
+
+    monkeypatch.setattr(user_interface.subprocess, "Popen", told)
+    user_interface.serve(PARAMS, "127.0.0.1", free_port(), silent)
+    assert begun[0].poll() == -signal.SIGTERM
 
 
 def test_a_server_that_ends_by_itself_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune.errors import InputError
 
+_LOOK = 0.5  # seconds
 _PATIENCE = 600.0  # seconds in which all have come to the measured part
 
 
@@ -38,7 +39,8 @@ def crew(members: int, work: Callable[[Any, Callable[[], object]], float]) -> It
             futures = [pool.submit(_do, work, something) for _ in range(members)]
             # The pool watches over the processes that there were when something was last asked of it.
             pool.submit(os.getpid)
-            wait(futures)
+            while wait(futures, _LOOK).not_done:  # a signal just before a long wait would be handled after it
+                pass
             raised = [error for error in (future.exception() for future in futures) if error is not None]
         except BrokenProcessPool as broken:  # so soon that nothing more can be asked
             raised = [broken]
@@ -65,13 +67,20 @@ class _Member:
 
 
 def _join(barrier: Barrier) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, and it ends these
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    end_with_the_parent()
     _Member.barrier = barrier
 
 
-def _end_with_the_parent() -> None:
-    """Where that is killed: the pool's processes hold its pipes open for each other, and would wait for ever."""
+def end_with_the_parent() -> None:
+    """What a process of a pool does first: it leaves Ctrl-C to the parent, which ends it, and ends once that is killed.
+
+    For the pool's processes hold its pipes open for each other, and would wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_wait_for_its_end, daemon=True).start()
+
+
+def _wait_for_its_end() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from finetune import data_file, sample_remote
 from finetune.errors import InputError
+from finetune.unsignalled import signals_later
 
 Say = Callable[[str], None]
 Outs = Mapping[str, Mapping[str, Any]]  # path, data/<data set> -> its entry under `outs`
@@ -198,15 +199,17 @@ def _dvc(root: Path, say: Say, *words: str) -> int:
     What it prints is shown where it fails.
     """
     command, began = [sys.executable, "-m", "dvc", *words], time.monotonic()
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed,
-        subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed) as process,
-    ):
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+        process = None
         try:
+            with signals_later():
+                process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
             while _is_at_work(process):
                 say(f"data: `dvc {' '.join(words)}` is at work, {time.monotonic() - began:.0f} s so far")
         except BaseException:
-            process.kill()
+            if process is not None:
+                process.kill()
+                process.wait()
             raise
         if process.returncode:
             printed.seek(0)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,9 @@ from types import FrameType
 from finetune import starter
 from finetune.errors import InputError
 from finetune.interruption import at_worst
+from finetune.unsignalled import signals_later
 
+_LOOK = 0.5  # seconds
 PATIENCE = 15.0  # seconds in which a stage that is told to end has saved
 
 
@@ -38,17 +40,18 @@ def start(
     stderr: int | None = None,
 ) -> subprocess.Popen[str]:
     """Start DVC; to be given to `ended` when it has."""
-    process = subprocess.Popen(
-        command,
-        cwd=root,
-        env={**environment, **starter.environment()},
-        stdout=stdout,
-        stderr=stderr,
-        text=True,
-        start_new_session=True,
-        pass_fds=_Now.locks,
-    )
-    _Now.under_way.add(process)
+    with signals_later():
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            env={**environment, **starter.environment()},
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+            pass_fds=_Now.locks,
+        )
+        _Now.under_way.add(process)
     return process
 
 
@@ -67,20 +70,39 @@ def run(
 
     Whatever unwinds this process interrupts it; what has not ended `PATIENCE` seconds later is killed.
     """
-    process = start(command, root, environment, stdout, stderr)
-    with at_worst(lambda: _kill(process)):
-        try:
-            out, err = process.communicate()
-            return subprocess.CompletedProcess(command, process.returncode, out, err)
-        except BaseException:
-            interrupt()
+    others = set(_Now.under_way)
+    try:
+        with at_worst(lambda: _kill(*_Now.under_way - others)):
             try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:  # such as a DVC that waits for another's lock
-                _kill(process)
-            raise
-        finally:
-            ended(process)
+                process = start(command, root, environment, stdout, stderr)
+                out, err = _communicated(process)
+            except BaseException:
+                with signals_later(dropped=True):  # a second Ctrl-C would leave it to itself
+                    interrupt()
+                    _end_in_time(_Now.under_way - others)  # a signal may have kept it from being named here
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+    finally:
+        _Now.under_way.intersection_update(others)
+
+
+def _communicated(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it says until it has ended; in short waits, as a signal just before a long one would be handled after it."""
+    while True:
+        try:
+            return process.communicate(timeout=_LOOK)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _end_in_time(told: Collection[subprocess.Popen[str]]) -> None:
+    """Kill those that do not end, such as a DVC that waits for another's lock."""
+    until = time.monotonic() + PATIENCE
+    for process in told:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _kill(process)
 
 
 def interrupt(number: int = signal.SIGINT) -> None:
@@ -105,9 +127,10 @@ def interrupt_with_patience(patience: float = PATIENCE) -> None:
         timer.start()
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    with suppress(ProcessLookupError):  # it has ended by itself
-        os.killpg(process.pid, signal.SIGKILL)
+def _kill(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def say_if_locked(root: Path, say: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ from finetune.starter import Starter, find
 from finetune.unsignalled import start_unsignalled
 
 PATIENCE = 6.0  # seconds from the signal in which the step must end and the checkpoint be saved
+_AGAIN = 5.0  # seconds
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -130,8 +131,9 @@ def end_with_starter() -> None:
 def _watch(found: Starter) -> None:
     while not found.gone():
         time.sleep(0.5)
-    if _Now.received is None:
+    while _Now.received is None:
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_AGAIN)  # Python drops an exit that is raised within a weak reference's callback
 
 
 def _receive(number: int, _: FrameType | None) -> None:

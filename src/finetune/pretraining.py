@@ -7,6 +7,7 @@ drawn by other means than the five stand-ins, and shares no class with them.
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from finetune import model as models
 from finetune import samples
+from finetune.crew import end_with_the_parent
 from finetune.device import Feed, configure, move_to_device
 from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
 from finetune.prepare import stratified
@@ -76,7 +78,7 @@ def _upstream(place: Path) -> Store:
         return open_store(place)
     shutil.rmtree(place, ignore_errors=True)
     writer = Writer(place)
-    with ProcessPoolExecutor(cores()) as pool:
+    with ProcessPoolExecutor(cores(), get_context("spawn"), end_with_the_parent) as pool:
         for example in pool.map(partial(samples.upstream_example, seed=SEED), range(IMAGES), chunksize=128):
             assert isinstance(example.image, np.ndarray)
             writer.add("train", example.label, example.image)

@@ -6,7 +6,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,7 +154,10 @@ def _check_database(uri: str) -> None:
                 raise InputError(f"{path}: is no SQLite database; move the file away and {_REFILL}")
 
 
-def store_lock(root: Path) -> FileLock:
+def store_lock(root: Path) -> AbstractContextManager[object]:
+    """Within, this process alone makes what the store lacks; nothing, where a server sees to that."""
+    if not tracking_uri(root).startswith(_SQLITE):  # and one that does not answer would be waited for in turn
+        return nullcontext()
     # Of four processes that create a database at once, three fail.
     place = workspace(root) / ".finetune"
     place.mkdir(parents=True, exist_ok=True)

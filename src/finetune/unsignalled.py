@@ -1,8 +1,11 @@
-"""Threads that are given no signals of the process."""
+"""Threads that are given no signals of the process, and stretches in which the main one handles none."""
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def start_unsignalled(target: Callable[..., None], *given: object) -> None:
@@ -15,3 +18,32 @@ def start_unsignalled(target: Callable[..., None], *given: object) -> None:
         threading.Thread(target=target, args=given, daemon=True).start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def signals_later(dropped: bool = False) -> Iterator[None]:
+    """Within, the signals that end this process are noted alone, and handled at the end, so that nothing which has to
+    be ended with the process is lost between its start and its name.
+
+    They are not blocked: a child would be started with them blocked. Where the process handles none, and in threads
+    other than the main one, where Python handles none, nothing changes.
+
+    Args:
+        dropped: they are not handled at the end either, as the process is ending already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: handler for number in _ENDING if callable(handler := signal.getsignal(number))}
+    noted: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: noted.append(number))
+    try:
+        yield
+    finally:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # else the first would leave some of them replaced
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for each in () if dropped else noted:
+            signal.raise_signal(each)

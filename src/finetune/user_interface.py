@@ -16,7 +16,9 @@ from finetune.errors import InputError
 from finetune.experiment import open_experiment, ui_address
 from finetune.params import Params
 from finetune.tracking_store import redacted, reported
+from finetune.unsignalled import signals_later
 
+_LOOK = 0.5  # seconds
 _PATIENCE = 5.0  # seconds that the server has to end by itself
 
 
@@ -43,15 +45,26 @@ def serve(params: Params, host: str, port: int, say: Callable[[str], None]) -> N
     # Without it the server starts workers for jobs that nobody here asks for.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     # In a session of its own, so that it can be ended with its workers: a signal to it alone would leave them.
-    server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
+    server = None
     try:
-        code = server.wait()
+        with signals_later():
+            server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
+        code = _waited_for(server)
     except KeyboardInterrupt:
         say("ended")
     else:
         raise InputError(f"mlflow server ended with exit code {code}; mend what it names above, and repeat")
     finally:
-        _end(server)
+        if server is not None:
+            with signals_later(dropped=True):  # a second Ctrl-C would leave it
+                _end(server)
+
+
+def _waited_for(server: subprocess.Popen[bytes]) -> int:
+    """Its exit code; in short waits, as a signal just before a long one would be handled after it."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return server.wait(_LOOK)
 
 
 def _check_free(host: str, port: int) -> None:

@@ -76,7 +76,8 @@ def fetch(archives: Sequence[Wanted], patience: Patience | None = None, say: Cal
         shown.say("fetch: stopped; what has come is kept, and the same command goes on from there")
         patient = time.monotonic() + _LAST
         for thread in threads:
-            thread.join(max(patient - time.monotonic(), 0))
+            if thread.is_alive():  # not where a signal came before it was started
+                thread.join(max(patient - time.monotonic(), 0))
         raise
     finally:
         shown.close()
