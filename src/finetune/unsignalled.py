@@ -36,9 +36,9 @@ def signals_later(dropped: bool = False) -> Iterator[None]:
         return
     handlers = {number: handler for number in _ENDING if callable(handler := signal.getsignal(number))}
     noted: list[int] = []
-    for number in handlers:
-        signal.signal(number, lambda number, _: noted.append(number))
     try:
+        for number in handlers:  # here, as one that comes meanwhile may raise
+            signal.signal(number, lambda number, _: noted.append(number))
         yield
     finally:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # else the first would leave some of them replaced
