@@ -103,6 +103,8 @@ def ours(size: int, steps: int, warm_up: int, store: Path, precision: str) -> tu
     began = time.perf_counter()
     train_epoch(step, fed(steps), 0, 0, "bench")
     rate = len(fed(steps).split) / (time.perf_counter() - began)
+    if len(whole) <= BATCH:
+        raise click.UsageError(f"too few images: two batches of {BATCH} are needed")
     ready = next(fed(1).training(recipe.augmentation, 0, 0))
     in_turn = InTurn(**vars(fed(steps + 1)), fed=fed(steps + 1), ready=ready, seconds=[])
     train_epoch(step, in_turn, 0, 1, "feeding")

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_signal_reaches_the_main_thread_though_that_waits(at_most: float | Non
             began = time.monotonic()
             with pytest.raises(Told):
                 beside.do(lambda: os.kill(os.getpid(), signal.SIGTERM))
-                beside.do(over.wait)
+                beside.do(partial(over.wait, 10))
                 beside.wait(at_most)
             assert time.monotonic() - began < 3
             over.set()

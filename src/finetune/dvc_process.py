@@ -83,6 +83,7 @@ def run(
                 raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
     finally:
+        _kill(*(process for process in _Now.under_way - others if process.poll() is None))
         _Now.under_way.intersection_update(others)
 
 

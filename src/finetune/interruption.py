@@ -18,7 +18,7 @@ from finetune.starter import Starter, find
 from finetune.unsignalled import start_unsignalled
 
 PATIENCE = 6.0  # seconds from the signal in which the step must end and the checkpoint be saved
-_AGAIN = 5.0  # seconds
+_AGAIN = 21.0  # seconds; the command line takes no signal for so long after one
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -133,7 +133,9 @@ def _watch(found: Starter) -> None:
         time.sleep(0.5)
     while _Now.received is None:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_AGAIN)  # Python drops an exit that is raised within a weak reference's callback
+        # Python drops an exit that is raised within a weak reference's callback. In a training, whose signals are
+        # noted, `check` and `last_resort` see to that.
+        time.sleep(_AGAIN)
 
 
 def _receive(number: int, _: FrameType | None) -> None:

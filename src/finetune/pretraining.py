@@ -79,9 +79,13 @@ def _upstream(place: Path) -> Store:
     shutil.rmtree(place, ignore_errors=True)
     writer = Writer(place)
     with ProcessPoolExecutor(cores(), get_context("spawn"), end_with_the_parent) as pool:
-        for example in pool.map(partial(samples.upstream_example, seed=SEED), range(IMAGES), chunksize=128):
-            assert isinstance(example.image, np.ndarray)
-            writer.add("train", example.label, example.image)
+        try:
+            for example in pool.map(partial(samples.upstream_example, seed=SEED), range(IMAGES), chunksize=128):
+                assert isinstance(example.image, np.ndarray)
+                writer.add("train", example.label, example.image)
+        except BaseException:  # what is not drawn yet is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     meta = {"dataset": "upstream", "classes": list(samples.UPSTREAM_CLASSES)}
     writer.finish(stratified(writer.labels(), 0.1, SEED), meta)
     return open_store(place)

@@ -156,7 +156,9 @@ def _check_database(uri: str) -> None:
 
 def store_lock(root: Path) -> AbstractContextManager[object]:
     """Within, this process alone makes what the store lacks; nothing, where a server sees to that."""
-    if not tracking_uri(root).startswith(_SQLITE):  # and one that does not answer would be waited for in turn
+    if tracking_uri(root).startswith(
+        ("http://", "https://")
+    ):  # and one that does not answer would be waited for in turn
         return nullcontext()
     # Of four processes that create a database at once, three fail.
     place = workspace(root) / ".finetune"

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -36,14 +37,21 @@ def signals_later(dropped: bool = False) -> Iterator[None]:
         return
     handlers = {number: handler for number in _ENDING if callable(handler := signal.getsignal(number))}
     noted: list[int] = []
+    within = True
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if within:
+            noted.append(number)
+        else:  # one that came as the handlers were put back, of which the first may have raised
+            handlers[signal.Signals(number)](number, frame)
+
     try:
-        for number in handlers:  # here, as one that comes meanwhile may raise
-            signal.signal(number, lambda number, _: noted.append(number))
+        for number in handlers:
+            signal.signal(number, note)
         yield
     finally:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # else the first would leave some of them replaced
+        within = False
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for each in () if dropped else noted:
             signal.raise_signal(each)

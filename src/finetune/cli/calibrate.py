@@ -67,16 +67,16 @@ def calibrate(
     if recipe.compile != "none":
         click.echo(f"without torch.compile, which would take minutes a setting; training.compile is {recipe.compile}")
     fastest = measured[0].setting
-    if not batches:
-        sizes = calibration.other_sizes(fastest, store)
+    if not dry_run:
+        calibration.write(params_file, fastest, written)
+        values = ", ".join(f"{key} {value}" for key, value in asdict(fastest).items() if key in written)
+        click.echo(f"{params_file}: training has {values} now; `git diff {params_file}` shows what changed")
+    sizes = [] if batches else calibration.other_sizes(fastest, store)
+    if sizes:
+        found = calibration.measure(store, recipe, strategy, [fastest, *sizes], rounds, at_once)
         click.echo("the fastest with other batch sizes, in turn; they change what is learnt and are not written:")
-        _print(calibration.measure(store, recipe, strategy, [fastest, *sizes], rounds, at_once))
-        click.echo("of sizes that --batch names, one each, `calibrate` writes the fastest")
-    if dry_run:
-        return
-    calibration.write(params_file, fastest, written)
-    values = ", ".join(f"{key} {value}" for key, value in asdict(fastest).items() if key in written)
-    click.echo(f"{params_file}: training has {values} now; `git diff {params_file}` shows what changed")
+        _print(found)
+        click.echo("`--batch 32 --batch 64` measures those sizes, and writes the fastest")
 
 
 def _print(measured: "list[Measured]") -> None:
