@@ -90,6 +90,8 @@ def ours(size: int, steps: int, warm_up: int, store: Path, precision: str) -> tu
     recipe = TrainingParams.model_validate(settings | {"threads": torch.get_num_threads()})
     configure(recipe)
     whole = open_store(store).split("train")
+    if len(whole) <= BATCH:
+        raise click.UsageError(f"too few images: two batches of {BATCH} are needed")
     model = models.build(CLASSES, 0)
     move_to_device(model, recipe)
     phase = build_plan(model, "same_lr", {}).phases[0]
@@ -100,13 +102,12 @@ def ours(size: int, steps: int, warm_up: int, store: Path, precision: str) -> tu
         return Batches(some, size, BATCH, torch.device("cpu"), torch.channels_last, 0.875)
 
     train_epoch(step, fed(warm_up), 0, 0, "warm-up")
+    measured, paired = fed(steps), fed(steps + 1)
     began = time.perf_counter()
-    train_epoch(step, fed(steps), 0, 0, "bench")
-    rate = len(fed(steps).split) / (time.perf_counter() - began)
-    if len(whole) <= BATCH:
-        raise click.UsageError(f"too few images: two batches of {BATCH} are needed")
-    ready = next(fed(1).training(recipe.augmentation, 0, 0))
-    in_turn = InTurn(**vars(fed(steps + 1)), fed=fed(steps + 1), ready=ready, seconds=[])
+    train_epoch(step, measured, 0, 0, "bench")
+    rate = len(measured.split) / (time.perf_counter() - began)
+    ready = next(paired.training(recipe.augmentation, 0, 0))
+    in_turn = InTurn(**vars(paired), fed=paired, ready=ready, seconds=[])
     train_epoch(step, in_turn, 0, 1, "feeding")
     return rate, fed_at(in_turn.seconds)
 

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
-from finetune import interruption
+from finetune import cli, interruption
 from finetune.interruption import Interrupted, check, finishing, handled, held
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -105,17 +108,33 @@ def test_afterwards_signals_do_what_they_did() -> None:
     assert [signal.getsignal(number) for number in ENDING] == before
 
 
-def test_an_exit_that_python_dropped_is_asked_for_again_once_the_starter_is_gone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[int] = []
+def test_an_exit_that_python_dropped_is_asked_for_again_once_the_starter_is_gone() -> None:
+    assert interruption._AGAIN > cli._UNWINDING  # in which the command line takes no second one
+    code = """
+        import signal, threading, time, weakref
+        from types import SimpleNamespace
+        from finetune import cli, interruption
 
-    def lost(_: int, number: int) -> None:
-        asked.append(number)
-        if len(asked) == 3:
-            interruption._Now.received = number
+        cli._UNWINDING, interruption._AGAIN = 0.2, 0.5
+        signal.signal(signal.SIGTERM, cli._unwind)
+        within = threading.Event()
 
-    monkeypatch.setattr(interruption, "_AGAIN", 0.01)
-    monkeypatch.setattr(os, "kill", lost)
-    interruption._watch(SimpleNamespace(gone=lambda: True))  # type: ignore[arg-type]
-    assert asked == [signal.SIGTERM] * 3
+        class Thing:
+            pass
+
+        def drop(_):
+            within.set()
+            time.sleep(20)
+
+        thing = Thing()
+        gone = weakref.ref(thing, drop)
+        interruption.start_unsignalled(interruption._watch, SimpleNamespace(gone=within.is_set))
+        del thing
+        print("dropped", flush=True)
+        time.sleep(20)
+    """
+    environment = os.environ | {"PYTHONPATH": str(Path(interruption.__file__).parents[1])}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "dropped\n")
+    assert "Exception ignored in" in done.stderr

@@ -19,9 +19,8 @@ from types import FrameType
 from finetune import starter
 from finetune.errors import InputError
 from finetune.interruption import at_worst
-from finetune.unsignalled import signals_later
+from finetune.unsignalled import communicated, signals_later
 
-_LOOK = 0.5  # seconds
 PATIENCE = 15.0  # seconds in which a stage that is told to end has saved
 
 
@@ -75,7 +74,7 @@ def run(
         with at_worst(lambda: _kill(*_Now.under_way - others)):
             try:
                 process = start(command, root, environment, stdout, stderr)
-                out, err = _communicated(process)
+                out, err = communicated(process)
             except BaseException:
                 with signals_later(dropped=True):  # a second Ctrl-C would leave it to itself
                     interrupt()
@@ -85,15 +84,6 @@ def run(
     finally:
         _kill(*(process for process in _Now.under_way - others if process.poll() is None))
         _Now.under_way.intersection_update(others)
-
-
-def _communicated(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it says until it has ended; in short waits, as a signal just before a long one would be handled after it."""
-    while True:
-        try:
-            return process.communicate(timeout=_LOOK)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _end_in_time(told: Collection[subprocess.Popen[str]]) -> None:

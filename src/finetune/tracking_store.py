@@ -155,10 +155,9 @@ def _check_database(uri: str) -> None:
 
 
 def store_lock(root: Path) -> AbstractContextManager[object]:
-    """Within, this process alone makes what the store lacks; nothing, where a server sees to that."""
-    if tracking_uri(root).startswith(
-        ("http://", "https://")
-    ):  # and one that does not answer would be waited for in turn
+    """Within, this process alone makes what the store lacks; nothing, where a server sees to that, as processes would
+    wait in turn for one that does not answer."""
+    if tracking_uri(root).startswith(("http://", "https://")):
         return nullcontext()
     # Of four processes that create a database at once, three fail.
     place = workspace(root) / ".finetune"

@@ -1,11 +1,15 @@
-"""Threads that are given no signals of the process, and stretches in which the main one handles none."""
+"""Threads that are given no signals of the process, stretches in which the main one handles none, and waits in which it
+does."""
 
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import AnyStr
 
+_LOOK = 0.5  # seconds
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -55,3 +59,13 @@ def signals_later(dropped: bool = False) -> Iterator[None]:
             signal.signal(number, handler)
         for each in () if dropped else noted:
             signal.raise_signal(each)
+
+
+def communicated(process: subprocess.Popen[AnyStr]) -> tuple[AnyStr, AnyStr]:
+    """What a process says until it has ended; in short waits, as Python handles a signal that comes just before a long
+    one only after it."""
+    while True:
+        try:
+            return process.communicate(timeout=_LOOK)
+        except subprocess.TimeoutExpired:
+            continue

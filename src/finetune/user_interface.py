@@ -16,9 +16,8 @@ from finetune.errors import InputError
 from finetune.experiment import open_experiment, ui_address
 from finetune.params import Params
 from finetune.tracking_store import redacted, reported
-from finetune.unsignalled import signals_later
+from finetune.unsignalled import communicated, signals_later
 
-_LOOK = 0.5  # seconds
 _PATIENCE = 5.0  # seconds that the server has to end by itself
 
 
@@ -49,22 +48,17 @@ def serve(params: Params, host: str, port: int, say: Callable[[str], None]) -> N
     try:
         with signals_later():
             server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
-        code = _waited_for(server)
+        communicated(server)
     except KeyboardInterrupt:
         say("ended")
     else:
-        raise InputError(f"mlflow server ended with exit code {code}; mend what it names above, and repeat")
+        raise InputError(
+            f"mlflow server ended with exit code {server.returncode}; mend what it names above, and repeat"
+        )
     finally:
         if server is not None:
             with signals_later(dropped=True):  # a second Ctrl-C would leave it
                 _end(server)
-
-
-def _waited_for(server: subprocess.Popen[bytes]) -> int:
-    """Its exit code; in short waits, as a signal just before a long one would be handled after it."""
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            return server.wait(_LOOK)
 
 
 def _check_free(host: str, port: int) -> None:
