@@ -26,7 +26,7 @@ from benchmarks.engine import sensible, timms_best_flags
 from finetune import datasets
 from finetune.params import PrepareParams
 from finetune.prepare import prepare
-from finetune.processor import cpu_has_bf16, cpu_name
+from finetune.processor import cores, cpu_has_bf16, cpu_name
 
 # The real images where they lie beside the checkout; else those that were pulled, whose small pictures say little.
 ARCHIVES = (Path("../shared/data/cub200/CUB_200_2011.tgz"), Path("data/cub200/CUB_200_2011.tgz"))
@@ -93,7 +93,7 @@ def compared(rates: dict[str, list[float]], feeds: dict[str, list[float]]) -> di
 
     Args:
         rates: images per second, by way, of each round.
-        feeds: of our ways, the rate on batches from the store in parts of that on a ready batch, of each round;
+        feeds: of our ways, the rate on batches from the store as a fraction of that on a ready batch, of each round;
             `feed_ratio` is that of the faster precision.
     """
     fastest = max(feeds, key=lambda way: statistics.median(rates[way]))
@@ -121,7 +121,7 @@ def machine() -> dict[str, Any]:
         "commit": commit or None,
         "dirty": bool(dirty.strip()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {processor()}",
+        "machine": f"{platform.system()} {platform.machine()}, {cores()} cores, {processor()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": version("timm") if importlib.util.find_spec("timm") else None,

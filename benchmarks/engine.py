@@ -84,7 +84,7 @@ class InTurn(Batches):
 
 
 def ours(size: int, steps: int, warm_up: int, store: Path, precision: str) -> tuple[float, float]:
-    """Images per second, and of the rate on one batch that lies ready the part that batches from the store come at."""
+    """Images per second; and the rate on batches from the store as a fraction of that on one that lies ready."""
     settings = {"image_size": size, "batch_size": BATCH, "epochs": 1, "device": "cpu", "precision": precision}
     # As many threads as PyTorch takes by itself, as in the other ways.
     recipe = TrainingParams.model_validate(settings | {"threads": torch.get_num_threads()})
@@ -113,7 +113,8 @@ def ours(size: int, steps: int, warm_up: int, store: Path, precision: str) -> tu
 
 
 def fed_at(seconds: list[tuple[float, float]]) -> float:
-    """The rate of the first steps in parts of the seconds': the median of the pairs, as a machine's rate drifts."""
+    """The rate on batches from the store as a fraction of that on a ready one: the median of the pairs, as a machine's
+    rate drifts."""
     return statistics.median(ready / fed for fed, ready in seconds)
 
 

@@ -25,6 +25,7 @@ import click
 
 from benchmarks.moments import MOMENTS
 from finetune import runs
+from finetune.batches import training_steps
 from finetune.checkpoint import FILE, Pace
 
 ENDINGS = tuple(moment for moment in MOMENTS if moment != "saving")
@@ -57,7 +58,7 @@ class Place:
         """Train, for so long at most, then kill; returns the exit status, None if killed, and what was said.
 
         Args:
-            moment: where it kills itself; `saving`: when that share of the nth checkpoint is written.
+            moment: where it kills itself; `saving`: when that share of the nth checkpoint is in its file.
         """
         program = ["benchmarks.moments", moment, str(nth), str(share)] if moment else ["finetune"]
         with tempfile.TemporaryFile("w+") as told:
@@ -107,9 +108,8 @@ def paced(kills: int, draw: random.Random) -> Iterator[Aim]:
 
 
 def steps_of_an_epoch(run: dict[str, Any]) -> int:
-    """As run.json has it: like `Batches.training_steps`, which leaves out a last batch of one image."""
-    images, size = run["images"]["train"], run["training"]["batch_size"]
-    batches = math.ceil(images / size) - (images % size == 1 and images > 1)
+    """As run.json has it."""
+    batches = training_steps(run["images"]["train"], run["training"]["batch_size"])
     return math.ceil(batches / run["training"]["accumulation"])
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.moments saving 2 0.5 train --dataset cifar10 --strategy same_lr
 
-is `finetune train …`, killed when half of its second checkpoint is written.
+is `finetune train …`, killed when half of its second checkpoint is in its file.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 from unittest.mock import patch
 
 import finetune.__main__  # settings that must stand before PyTorch is imported
@@ -30,14 +30,12 @@ def die_when(moment: str, nth: int = 1, share: float = 0.5) -> None:
 
     Args:
         nth: of the checkpoints that this process writes, from 1.
-        share: of that checkpoint's bytes, which are written.
+        share: of that checkpoint's bytes, which are in its file then.
     """
-    import torch
-
-    from finetune import runs, stages
+    from finetune import checkpoint, runs, stages
 
     if moment == "saving":
-        patch.object(torch, "save", _until(nth, share, torch.save)).start()
+        patch.object(checkpoint, "_write", _until(nth, share, checkpoint._write)).start()
     elif moment == "writing":
         patch.object(stages, "save", _die).start()
     elif moment == "finished":
@@ -56,32 +54,18 @@ def _die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _until(nth: int, share: float, save: Callable[..., None]) -> Callable[..., None]:
-    """`save`, but the nth time only a part of the bytes."""
-    from finetune.checkpoint import size
-
+def _until(nth: int, share: float, write: Callable[[BinaryIO, memoryview], None]) -> Callable[..., None]:
+    """`write`, but the nth time only a part of the bytes."""
     numbers = itertools.count(1)
 
-    def write(content: Any, file: IO[bytes]) -> None:
-        save(content, _Cut(file, int(share * size(content))) if next(numbers) == nth else file)
-
-    return write
-
-
-class _Cut:
-    """A file whose writer dies after so many bytes."""
-
-    def __init__(self, file: IO[bytes], left: int) -> None:
-        self._file, self._left = file, left
-
-    def write(self, data: Any) -> int:
-        piece = memoryview(data).cast("B")[: max(self._left, 0)]
-        self._file.write(piece)
-        self._left -= len(piece)
-        if self._left <= 0:
-            self._file.flush()
+    def cut(file: BinaryIO, data: memoryview) -> None:
+        if next(numbers) == nth:
+            write(file, data[: int(share * len(data))])
+            file.flush()
             _die()
-        return len(piece)
+        write(file, data)
+
+    return cut
 
 
 def main() -> None:

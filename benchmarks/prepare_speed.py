@@ -26,6 +26,7 @@ from benchmarks.unpacking import unpack_files
 from finetune import datasets
 from finetune.params import PrepareParams
 from finetune.prepare import prepare
+from finetune.processor import cores
 
 WORKERS = 2
 
@@ -88,7 +89,7 @@ def measure(archive: Path, short_side: int, rounds: int) -> dict[str, Any]:
                 if turn:
                     found[name].append(figures)
     own, one_by_one, in_batches = found.values()
-    print(f"short side {short_side} px, {os.cpu_count()} cores, medians of {rounds} rounds in turn")
+    print(f"short side {short_side} px, {cores()} cores, medians of {rounds} rounds in turn")
     for name, values in found.items():
         rate, processor = (statistics.median(column) for column in zip(*values, strict=True))
         print(

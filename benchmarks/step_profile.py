@@ -18,10 +18,10 @@ from torchvision.models import mobilenet_v2
 
 from benchmarks.engine import CLASSES
 from finetune import model as models
-from finetune.device import autocast, configure, memory_format, move_to_device
+from finetune.device import configure, memory_format, move_to_device
 from finetune.optimizers import make_optimizer
 from finetune.recipe import TrainingParams
-from finetune.step import set_modes
+from finetune.step import Step, set_modes
 from finetune.strategies import build_plan
 
 KINDS = {
@@ -31,11 +31,11 @@ KINDS = {
     "BatchNorm, backward": ("native_batch_norm_backward",),
     "ReLU6": ("hardtanh", "hardtanh_", "hardtanh_backward", "clamp", "clamp_"),
     "copies and casts": ("copy_", "fill_", "zero_"),
-    "optimizer": ("_foreach", "_fused_adam_", "addcdiv_", "addcmul_", "lerp_"),
+    "optimizer": ("_fused_adam_", "addcdiv_", "addcmul_", "lerp_"),
 }
 
 
-def steps_of(way: str, size: int, batch: int, threads: int) -> Callable[[], None]:
+def steps_of(way: str, size: int, batch: int, threads: int) -> Callable[[], object]:
     """A training step on one batch that lies ready."""
     images, labels = torch.rand(batch, 3, size, size), torch.arange(batch) % CLASSES
     if way == "plain":
@@ -57,18 +57,10 @@ def steps_of(way: str, size: int, batch: int, threads: int) -> Callable[[], None
     model = models.build(CLASSES, 0)
     move_to_device(model, recipe)
     phase = build_plan(model, "same_lr", {}).phases[0]
-    optimizer = make_optimizer(model, phase, recipe)
+    own = Step(model, phase, make_optimizer(model, phase, recipe), recipe)
     set_modes(model, phase)
-    ready = images.contiguous(memory_format=memory_format(recipe))
-
-    def own_step() -> None:
-        optimizer.zero_grad()
-        with autocast(ready.device, precision):
-            loss = cross_entropy(model(ready), labels)
-        loss.backward()
-        optimizer.step()
-
-    return own_step
+    ready = images.contiguous(memory_format=memory_format(recipe)), labels
+    return lambda: own([ready], 0, 0, 0, 1)
 
 
 def by_kind(events: EventList, steps: int) -> dict[str, float]:
@@ -76,9 +68,8 @@ def by_kind(events: EventList, steps: int) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for event in events:
         name = event.key.removeprefix("aten::").removeprefix("torch_native::")
-        kind = next((kind for kind, names in KINDS.items() if name in names or name.startswith("_foreach")), "rest")
-        if name.startswith("_foreach"):
-            kind = "optimizer"
+        fused = name.startswith("_foreach")
+        kind = "optimizer" if fused else next((kind for kind, names in KINDS.items() if name in names), "rest")
         found[kind] += event.self_cpu_time_total / 1000 / steps
     return found
 

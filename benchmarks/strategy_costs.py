@@ -85,7 +85,7 @@ def measured(make: dict[str, Callable[[], Costs]], rounds: int) -> dict[str, Cos
                     all_rounds.extend(this_round)
             else:
                 found[name] = costs
-                del costs.model, costs.batch
+            del costs.model, costs.batch
         print(f"round {turn + 1}/{rounds}", flush=True)
     return found
 

@@ -50,6 +50,8 @@ def lies_there(root: Path, before: int) -> str:
     work = next((path for path in (root / ".finetune" / "work").glob("*") if path.is_dir()), root / "none")
     names = (f".{checkpoint.FILE}", checkpoint.FILE, f"unfinished/{runs.CURVES}", "finished")
     found = [name for name in names if (work / name).exists()]
+    aside = work / f".{checkpoint.FILE}"
+    found += ["part of a checkpoint"] * (aside.exists() and aside.stat().st_size > 0)
     now = in_place(root)
     return ", ".join([*found, *(["vacated"] if not now else ["placed"] if now != before else [])])
 

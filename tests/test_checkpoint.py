@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -109,11 +109,11 @@ def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(tmp_path: Path, monk
 def test_a_save_that_fails_midway_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path, "f", {"epoch": 1})
 
-    def full_disk(content: Any, file: Any) -> None:
-        file.write(b"half")
+    def full_disk(file: BinaryIO, data: memoryview) -> None:
+        file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(checkpoint, "_write", full_disk)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, "f", {"epoch": 2})
     assert checkpoint.load(tmp_path, "f") == {"fingerprint": "f", "epoch": 1}

@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 from filelock import FileLock
 
-from finetune import data_version, datasets, editions, params, sample_remote, workflow
+from finetune import data_version, datasets, dvc_process, editions, params, sample_remote, workflow
 from finetune.cli import cli
 from finetune.errors import InputError
 from finetune.study import Layout
@@ -306,6 +306,14 @@ def test_two_at_once_are_refused(plain: Path) -> None:
     (plain / ".finetune").mkdir()
     with FileLock(plain / ".finetune" / "study-use.lock"):
         assert refusal(plain, "large").startswith("another `finetune study use` is at work here")
+
+
+def test_beside_a_study_that_is_at_work_it_is_refused(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc_process, "PATIENCE", 0.2)
+    before = (plain / "params.yaml").read_bytes()
+    with dvc_process.alone(plain, lambda _: None):
+        assert refusal(plain, "large").startswith("another `finetune study run` is at work here; wait for its end")
+    assert (plain / "params.yaml").read_bytes() == before
 
 
 # Data

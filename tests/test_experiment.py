@@ -56,7 +56,7 @@ def test_the_comparisons_view_shows_every_current_run(tmp_path: Path, monkeypatc
     assert state["searchFilter"] == "tags.current = 'true'"
     assert state["runsHiddenMode"] == "SHOW_ALL"
     assert [section["name"] for section in state["compareRunSections"]][:2] == ["val", "train"]  # curves first
-    assert experiment.ui_address("127.0.0.1", 5000, "7") == (
+    assert experiment.ui_address("http://127.0.0.1:5000", "7") == (
         "http://127.0.0.1:5000/#/experiments/7/runs?viewStateShareKey=study&compareRunsMode=CHART"
     )
 

@@ -153,7 +153,7 @@ def test_a_solve_needs_all_features_at_once(
     monkeypatch.setattr(feature_cache, "MOST_BYTES", 0)
     phase = Phase(probe(model).groups, solve=lambda *given: given[:2])  # type: ignore[arg-type,return-value]
     common: dict[str, Any] = {"name": "toy", "work": tmp_path, "fingerprint": "f"}
-    with pytest.raises(InputError, match=r"^the features of 10 training images take more than 0 GiB, .* by steps, or"):
+    with pytest.raises(InputError, match=r"^the features of 10 training .* take more than 0 GiB, .* by steps, or"):
         fit(model, Plan("pretrained", (phase,)), recipe(epochs=1), batches(), None, 0, **common)
 
 

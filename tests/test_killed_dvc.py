@@ -1,7 +1,7 @@
 """A training that is told to end, or whose DVC or `finetune study run` is gone: it saves, ends honestly, and is gone on
 with.
 
-The tests go on from one another, in one checkout with one training of 12 epochs; the last adds two longer ones.
+The tests go on from one another, in one checkout with one training of 20 epochs; the last adds two longer ones.
 """
 
 import os

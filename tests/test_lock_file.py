@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune import lock_file
+from finetune.errors import InputError
 
 MD5 = "0123456789abcdef0123456789abcdef"
 ENTRY = f"""  {{name}}:
@@ -69,6 +70,14 @@ def test_what_dvc_can_read_is_left_alone_at_once(content: str, root: Path, monke
     monkeypatch.setattr(lock_file.time, "sleep", lambda _: pytest.fail("waited"))
     assert mended(root) == []
     assert (root / "dvc.lock").read_text() == content
+
+
+def test_a_merge_conflict_is_left_to_whoever_merges(root: Path) -> None:
+    conflict = OLD + "<<<<<<< HEAD\n" + NEW + "=======\n>>>>>>> other\n"
+    (root / "dvc.lock").write_text(conflict)
+    with pytest.raises(InputError, match=r"^dvc\.lock: has a merge conflict; resolve it, .*, then repeat"):
+        mended(root)
+    assert (root / "dvc.lock").read_text() == conflict
 
 
 def test_without_a_lock_there_is_nothing_to_mend(root: Path) -> None:

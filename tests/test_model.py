@@ -150,7 +150,7 @@ def spoil_infinite(state: State) -> None:
 
 SPOILT = [
     (spoil_missing, "tensor features.7.conv.1.1.running_var is missing"),
-    (spoil_surplus, "tensor features.19.0.weight is not one of mobilenet_v2's"),
+    (spoil_surplus, "tensor features.19.0.weight is not one of the network's"),
     (spoil_shape, r"tensor features.7.conv.2.weight has shape \[32, 192, 1, 1\], expected \[64, 192, 1, 1\]"),
     (spoil_nan, "tensor features.7.conv.2.weight holds values that are not finite"),
     (spoil_infinite, "tensor features.7.conv.2.weight holds values that are not finite"),

@@ -1,10 +1,11 @@
 """What is shown of a training where there is no terminal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from finetune import progress as module
+from finetune.errors import InputError
 from finetune.interruption import Interrupted
 from finetune.training import Listener, Row
 
@@ -24,10 +25,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def listener(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Listener:
+def listener(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     """Of a run of 3 epochs of 100 images in 10 steps."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    return module.progress("toy/slow/0", 3, 100)
+    with module.progress("toy/slow/0", 3, 100) as shown:
+        yield shown
 
 
 @pytest.fixture
@@ -65,12 +67,34 @@ def test_half_an_epoch_of_another_attempt_is_not_counted_into_the_rate(
     assert second.endswith("1 images/s, 1 min 40 s left")
 
 
-def test_an_epoch_of_which_only_the_validation_was_left_has_no_rate(
-    listener: Listener, said: Callable[[], list[str]]
+def test_an_epoch_of_which_only_the_validation_was_left_has_no_rate_and_counts_for_none(
+    listener: Listener, clock: Clock, said: Callable[[], list[str]]
 ) -> None:
     listener.resumed([], 10)
     listener.epoch(row(1))
-    assert said()[1] == "toy/slow/0: epoch 1/3, train loss 1.500, train acc 0.250"
+    listener.step(2, 1, 10)
+    clock.now = 50.0
+    listener.epoch(row(2))
+    assert said()[1:] == [
+        "toy/slow/0: epoch 1/3, train loss 1.500, train acc 0.250",
+        "toy/slow/0: epoch 2/3, train loss 1.500, train acc 0.250, 2 images/s, 50 s left",
+    ]
+
+
+def test_on_a_terminal_the_bar_is_closed_before_an_error_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+
+    def diverges() -> None:
+        with module.progress("toy/slow/0", 3, 100) as listener:
+            listener.step(1, 1, 10)
+            raise InputError("the loss is not finite")
+
+    with pytest.raises(InputError):
+        diverges()
+    shown = capsys.readouterr().err
+    assert "1/30" in shown and shown.endswith("\n")
 
 
 def test_an_interruption_is_one_line_with_what_is_saved_and_how_to_go_on(

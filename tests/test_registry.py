@@ -85,6 +85,14 @@ def test_without_a_winner_there_is_nothing_to_register(tracked: Layout) -> None:
         registry.register(comparison(None), tracked, PARAMS, silent)
 
 
+def test_a_data_set_without_a_winner_does_not_stop_the_others(tracked: Layout) -> None:
+    params = PARAMS.model_copy(update={"study": PARAMS.study.model_copy(update={"datasets": ["other", "toy"]})})
+    compared = {"datasets": {"other": {"winner": None}, **comparison(FIRST)["datasets"]}}
+    said: list[str] = []
+    assert registry.register(compared, tracked, params, said.append) == {"toy": "1"}
+    assert said[-1] == "other: nothing to register, without a validation split there is no winner"
+
+
 def test_a_comparison_that_lacks_a_data_set_is_refused_before_anything_is_registered(tracked: Layout) -> None:
     lacking = {"datasets": {"cub200": comparison(FIRST)["datasets"]["toy"]}}
     with pytest.raises(InputError, match=r"^the comparison has no toy; make it with `dvc repro`$"):

@@ -53,7 +53,7 @@ def test_kills_met_it_while_it_saved_wrote_and_moved(told: dict[str, Any], sign:
 @pytest.mark.parametrize(
     ("moment", "there", "not_there"),
     [
-        ("saving", {".checkpoint.pt"}, {"finished", "placed"}),
+        ("saving", {".checkpoint.pt", "part of a checkpoint"}, {"finished", "placed"}),
         ("writing", {"unfinished/curves.csv", "checkpoint.pt"}, {".checkpoint.pt", "finished", "placed"}),
         ("finished", {"finished", "checkpoint.pt"}, {"unfinished/curves.csv", "placed"}),
         ("moving", {"finished", "checkpoint.pt", "vacated"}, {"placed"}),

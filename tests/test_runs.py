@@ -168,19 +168,23 @@ def test_writing_makes_folders_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert names_in(tmp_path / "new") == ["a.csv", "a.json"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_names_the_file_and_leaves_the_old_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.json"
     runs.write_json(path, {"old": 1})
 
-    def full_disk(self: Path, text: str, **kwargs: Any) -> int:
-        with self.open("w") as file:
-            file.write(text[:3])
+    def full_disk(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:3])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space") as failed:
         runs.write_json(path, {"new": 2})
+    assert failed.value.filename == str(path)
     assert runs.read_json(path) == {"old": 1}
+    assert names_in(tmp_path) == ["a.json"]
 
 
 # Moving into place

@@ -18,7 +18,8 @@ SOURCES = {
     "compare": ["comparison"],
     "report": ["report"],
 }
-# How things are told, timed, written, refused or stopped; and params.yaml's form, whose values DVC compares itself.
+# How things are told, timed, written, refused or stopped; and params.yaml's form, whose values DVC compares itself (a
+# recipe's defaults, which it does not see, are in `recipe`).
 EVERYWHERE = {
     "allocator",
     "checkpoint",
@@ -30,20 +31,19 @@ EVERYWHERE = {
     "params",
     "params_file",
     "processor",
-    "recipe",
     "runs",
     "starter",
     "study",
     "unsignalled",
 }
 BESIDE = {
-    "prepare": {"aside", "kept", "store_check"},  # where a store is made, and whether it has to be
+    "prepare": {"aside", "kept", "recipe", "store_check"},  # where a store is made, and whether it has to be
     "sheet": {"datasets"},  # names
     "train": {"datasets"},
     "evaluate": {"cpu_gradients", "datasets", "recomputation", "strategies.plan"},  # of the backward pass
-    "compare": {"datasets"},
+    "compare": {"datasets", "recipe"},
     # comparison.json has what they worked out; the store's reader is for types.
-    "report": {"comparison_cost", "datasets", "evaluated_runs", "store"},
+    "report": {"comparison_cost", "datasets", "evaluated_runs", "recipe", "store"},
 }
 
 

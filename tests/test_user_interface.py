@@ -110,12 +110,15 @@ def test_a_host_that_is_not_this_machine_names_the_option(home: Path, host: str)
         user_interface.serve(PARAMS, host, free_port(), silent)
 
 
-def test_where_a_server_has_the_store_only_its_address_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("server", ["tracking.example", "tracking.example:8443", "example.org/mlflow/"])
+def test_where_a_server_has_the_store_only_its_address_is_named(
+    server: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = user_interface.open_experiment(home, "tiny")
-    elsewhere = type(opened)(opened.client, "https://me:secret@tracking.example:8443", "7", "tiny", aside=False)
+    elsewhere = type(opened)(opened.client, f"https://me:secret@{server}", "7", "tiny", aside=False)
     monkeypatch.setattr(user_interface, "open_experiment", lambda *_: elsewhere)
     said: list[str] = []
     user_interface.serve(PARAMS, "127.0.0.1", 5000, said.append)
-    assert said[0] == "the tracking server is https://***@tracking.example:8443; the comparison:"
-    assert "tracking.example:8443/#/experiments/7/runs" in said[1]
+    assert said[0] == f"the tracking server is https://***@{server}; the comparison:"
+    assert said[1].startswith(f"https://{server.rstrip('/')}/#/experiments/7/runs?")
     assert "secret" not in "".join(said)

@@ -54,7 +54,8 @@ ARCHIVE = click.option("--archive", type=FILE, help="A .tar(.gz) of class folder
 
 @click.group(cls=_Group)
 def main() -> None:
-    """Benchmarks of the training engine on one GPU. Each writes its figures to --out as soon as it has them."""
+    """Benchmarks of the training engine on one GPU. Each writes its figures to --out as soon as it has them; `study`
+    writes the runs themselves, runs/ and evaluations/."""
 
 
 @main.command("all")
@@ -76,8 +77,8 @@ def all_(
     out: Path,
     minutes: float,
 ) -> None:
-    """Check, sweep, measure beside timm, train twice for the same bytes, and train the study's runs, on the study's
-    first data set.
+    """Check, sweep, measure beside timm and train again for the same bytes, on the study's first data set; then train
+    all of the study's runs.
 
     Fails where one of them goes wrong. Begun again with the same --out, on the same machine, with the same code, data
     and settings, it measures what is not there yet.

@@ -37,8 +37,8 @@ def run(
     """Write runs/ and evaluations/ under `out`, as the stages train and evaluate do; give `keep` a row of each run.
 
     Runs that are there already, trained on the same data with the same settings by code of the same numerics, are left
-    alone, so that a study may be done in several goes. Seed by seed, so that
-    whatever is done in the time is a whole comparison. A run that fails has its error in place of figures.
+    alone, so that a study may be done in several goes. Seed by seed, so that whatever is done in the time is a whole
+    comparison. A run that fails has its error in place of figures.
 
     Args:
         device: where all runs train; None: as the params have it.

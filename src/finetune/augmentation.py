@@ -21,6 +21,11 @@ class Crops:
     flips: np.ndarray  # bool, images: mirrored left to right
 
 
+def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch trains on `images` images: int64 indices."""
+    return np.random.default_rng((seed, epoch)).permutation(images)
+
+
 def draw(augmentation: AugmentationParams, sizes: np.ndarray, seed: int, epoch: int) -> Crops | None:
     """The crops of (seed, epoch); None for augmentation `none`, whose images are seen as in evaluation.
 

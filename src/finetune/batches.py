@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from finetune import view_kernel
-from finetune.augmentation import Crops, draw
+from finetune.augmentation import Crops, draw, epoch_order
 from finetune.params import AugmentationParams
 from finetune.resampling import Axis, Views, crop_axes, evaluation_axes, send
 from finetune.store import Split
@@ -43,8 +43,8 @@ class Batches:
         return math.ceil(len(self.split) / self.batch_size)
 
     def training_steps(self) -> int:
-        """Steps per epoch: a last batch of a single image, which BatchNorm cannot train on, is left out."""
-        return len(self) - (len(self.split) % self.batch_size == 1 and len(self) > 1)
+        """Steps per epoch."""
+        return training_steps(len(self.split), self.batch_size)
 
     def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in the store's order, as the network sees it in evaluation."""
@@ -53,9 +53,9 @@ class Batches:
     def training(
         self, augmentation: AugmentationParams, seed: int, epoch: int, *, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, shuffled and augmented for (seed, epoch); from step `first` on, counted from 0, without
-        making the batches before it."""
-        order = np.random.default_rng((seed, epoch)).permutation(len(self.split))
+        """The images of `training_steps`, shuffled and augmented for (seed, epoch); from step `first` on, counted from
+        0, without making the batches before it."""
+        order = epoch_order(len(self.split), seed, epoch)
         crops = draw(augmentation, self.split.index[:, 1:], seed, epoch)
         yield from self._pass(order[first * self.batch_size :], crops, self.training_steps() - first)
 
@@ -140,6 +140,12 @@ class DeviceBatches(Batches):
         return Views(index, axes, crops.flips[images], self.image_size, self.device)
 
 
+def training_steps(images: int, batch_size: int) -> int:
+    """Steps per epoch: a last batch of a single image, which BatchNorm cannot train on, is left out."""
+    batches = math.ceil(images / batch_size)
+    return batches - (images % batch_size == 1 and batches > 1)
+
+
 def evaluation_view(image: np.ndarray, image_size: int, crop_pct: float) -> Tensor:
     """torchvision's Resize(image_size / crop_pct) and CenterCrop(image_size), rounded as it rounds.
 
@@ -172,6 +178,7 @@ def resize(chw: Tensor, size: int | tuple[int, int]) -> Tensor:
     size = (size, size) if isinstance(size, int) else size
     if chw.shape[1:] == torch.Size(size):
         return chw
+    # torch's fast kernel wants the batch's stride right, too, which `chw[None]` does not give (docs/performance.md).
     batch = chw.as_strided((1, *chw.shape), (chw.stride(1) * chw.shape[1], *chw.stride()), chw.storage_offset())
     return interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)[0]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class Saver:
         """
         Args:
             device: where the run trains: cpu or cuda.
-            state: as it lies in `work` already, or as it is made anew each time.
+            state: what to save; how far it is now counts as saved.
             timed: the context in which saving is counted.
         """
         self._work, self._fingerprint, self._state, self._pace, self._timed = work, fingerprint, state, pace, timed
@@ -129,10 +129,10 @@ def save(work: Path, fingerprint: str, content: dict[str, Any], device: str = "c
     """
     aside = work / f".{FILE}"
     try:
+        buffer = io.BytesIO()  # first, for the sum of its bytes
+        torch.save({"fingerprint": fingerprint, "made_by": _maker(device), **content}, buffer)
         with aside.open("wb") as file:
-            buffer = io.BytesIO()
-            torch.save({"fingerprint": fingerprint, "made_by": _maker(device), **content}, buffer)
-            file.write(buffer.getbuffer())
+            _write(file, buffer.getbuffer())
             file.write(_sum(buffer.getbuffer()))
             file.flush()
             os.fsync(file.fileno())
@@ -167,6 +167,10 @@ def load(work: Path, fingerprint: str, device: str = "cpu") -> dict[str, Any] | 
     fault = "of a training with other settings" if isinstance(content, dict) else "damaged"
     print(f"{path}: is {fault}; the training starts afresh", flush=True)
     return None
+
+
+def _write(file: BinaryIO, data: memoryview) -> None:
+    file.write(data)
 
 
 def _sum(data: memoryview) -> bytes:

@@ -1,4 +1,4 @@
-"""Gradients of strided convolutions in groups on a CPU, in float32 under bf16 autocast.
+"""Gradients of strided grouped convolutions on a CPU, in float32 under bf16 autocast.
 
 oneDNN has no fast bf16 kernel for depthwise ones: at 96 channels, 112 px and batch 32 the backward pass takes 0.13 s on
 two cores with AVX-512 bf16, against 0.024 s in float32, conversions apart. Everything else of MobileNetV2 is faster in
@@ -70,7 +70,7 @@ class _StridedInGroups(nn.Conv2d):
 
 
 def use_float32_gradients(model: nn.Module) -> None:
-    """Have the strided convolutions of `model` that are in groups do so under autocast; names stay."""
+    """Give the strided grouped convolutions of `model` float32 gradients under bf16 autocast, in place; names stay."""
     for module in model.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             assert module.bias is None

@@ -19,7 +19,8 @@ _PATIENCE = 600.0  # seconds in which all have come to the measured part
 
 @contextmanager
 def crew(members: int, work: Callable[[Any, Callable[[], object]], float]) -> Iterator[Callable[[Any], list[float]]]:
-    """Give what has each of `members` processes do `work` on something and returns what each gave; one is this process.
+    """Give a function that does `work` on something in `members` processes at once and returns what each gave; with
+    one member, in this process.
 
     Args:
         work: takes the something, and what to call before the measured part; to be pickled.
@@ -48,8 +49,8 @@ def crew(members: int, work: Callable[[Any, Callable[[], object]], float]) -> It
             raise InputError(
                 f"one of {members} processes at once was killed, as happens where memory is short; try fewer at once"
             )
-        for error in (*(error for error in raised if not isinstance(error, BrokenBarrierError)), *raised):
-            raise error
+        if raised:
+            raise next((error for error in raised if not isinstance(error, BrokenBarrierError)), raised[0])
         return [future.result() for future in futures]
 
     try:

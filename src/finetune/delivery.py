@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import data_facts, data_file, runs, serving, study
+from finetune import data_facts, data_file, runs, study
 from finetune.errors import InputError
 from finetune.experiment import Experiment, data_md5, epoch_metrics
 from finetune.study import Layout, Run
@@ -83,6 +83,8 @@ def send(experiment: Experiment, source: Finished, there: "entities.Run | None")
         sent["inputs"] = 1
     sent["artifacts"] = _send_artifacts(experiment, run_id, source)
     if experiment.model_id(there) is None:
+        from finetune import serving  # PyTorch is needed only now
+
         serving.log_model(client, client.get_run(run_id), folder.path, experiment.tags(folder.run))
         sent["models"] = 1
     if there.info.status != "FINISHED" and not attached_run_id():

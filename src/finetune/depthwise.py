@@ -30,7 +30,7 @@ CORRELATE_REGISTERS = 168
 
 
 def available() -> bool:
-    """Whether the kernels can be compiled; a layer also needs its input on a GPU."""
+    """Whether Triton is installed; it also needs a C compiler, and a layer its input on a GPU."""
     return INSTALLED
 
 

@@ -41,8 +41,8 @@ def configure(recipe: TrainingParams) -> None:
     torch.set_num_threads(recipe.threads)
     if recipe.device == "cpu" and recipe.precision == "bf16" and not cpu_has_bf16():
         print(
-            "training.precision: bf16: this CPU has no instructions for it (AVX-512 BF16, AMX), so it takes many times "
-            "as long as fp32; `finetune calibrate` measures what is fastest here",
+            "training.precision: bf16: this CPU has no instructions for it (AVX-512 BF16, AMX), so it takes longer "
+            "than fp32; `finetune calibrate` measures what is fastest here",
             flush=True,
         )
     if recipe.device == "cuda":
@@ -87,6 +87,9 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
 
     Whole batches then go through `model(images)`; batches of other sizes through `model.forward`, which stays as it
     was, so that nothing is compiled twice.
+
+    Raises:
+        InputError: training.depthwise is triton on a GPU, without Triton.
     """
     if recipe.depthwise == "triton" and recipe.device == "cuda" and not depthwise.available():
         raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
@@ -125,7 +128,7 @@ def change_layers(model: MobileNetV2, recipe: TrainingParams) -> None:
 
 
 def spare_activations(model: MobileNetV2, recipe: TrainingParams) -> None:
-    """Have the layers keep for the backward pass what the recipe says; of a GPU's ReLU6, PyTorch's way was measured."""
+    """Have the layers keep for the backward pass what the recipe says; on a GPU, ReLU6 keeps what PyTorch keeps."""
     if recipe.lean_backward or (recipe.device == "cpu" and recipe.compile == "none"):
         lean_backward.keep_less(model, frozen=recipe.lean_backward)
     if recipe.activation_checkpointing:

@@ -132,7 +132,7 @@ def say_if_locked(root: Path, say: Callable[[str], None]) -> None:
     except OSError:  # nobody has ever held it
         return
     try:
-        if not _taken(lock):
+        if not _take(lock):
             say(f"another DVC command is at work here and holds {path}; waiting for its end")
     finally:
         os.close(lock)
@@ -169,10 +169,10 @@ def _lock(root: Path, say: Callable[[str], None]) -> int:
     path.parent.mkdir(exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _taken(lock):
+        if not _take(lock):
             say(f"another `finetune study run` is at work here, or about to end; waiting {PATIENCE:.0f} s for that")
         until = time.monotonic() + PATIENCE
-        while not _taken(lock):
+        while not _take(lock):
             if time.monotonic() > until:
                 raise InputError("another `finetune study run` is at work here; wait for its end, or stop it first")
             time.sleep(0.1)
@@ -182,7 +182,7 @@ def _lock(root: Path, say: Callable[[str], None]) -> int:
     return lock
 
 
-def _taken(lock: int) -> bool:
+def _take(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from finetune import data_file, data_version, datasets, edits, sample_remote
+from finetune import data_file, data_version, datasets, dvc_process, edits, sample_remote
 from finetune.errors import InputError, suggest
 from finetune.params_file import NAME
 
@@ -47,13 +47,13 @@ def use(root: Path, name: str, say: Say = print) -> None:
     Stopped at any point, the same call goes on from there.
 
     Raises:
-        InputError: there is no such study; params.yaml, data.dvc or a file in data/ is kept nowhere else; or a list
-            of data would have `dvc push` write into samples/.
+        InputError: there is no such study; params.yaml, data.dvc or a file in data/ is kept nowhere else; a list of
+            data would have `dvc push` write into samples/; or another one, or a study, is at work here.
     """
     study = file_of(root, name)
     data, data_dvc = study.with_name(f"{name}{_DATA}"), root / data_file.NAME
     edits.require_git(root)
-    with _alone(root):
+    with _alone(root), dvc_process.alone(root, say):  # beside no `study run`, whose stages read params.yaml anew
         edits.refuse_edits(root / PARAMS, [file_of(root, known) for known in names(root)])
         if not data.is_file():
             _put(study, root / PARAMS)

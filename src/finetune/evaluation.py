@@ -54,7 +54,7 @@ def predict(model: nn.Module, batches: Evaluable, precision: str) -> Predictions
     columns: list[list[Tensor]] = [[] for _ in range(5)]
     for images, labels in batches.evaluation():
         with autocast(batches.device, precision):
-            logits = model.forward(images).float()
+            logits = model.forward(images).float()  # not what was compiled for whole training batches
         probabilities, order = logits.softmax(1).topk(min(5, logits.shape[1]))
         losses = cross_entropy(logits, labels, reduction="none")
         hits = (order == labels[:, None]).any(1)

@@ -190,10 +190,10 @@ def open_experiment(root: Path, study: str) -> Experiment:
         return Experiment(client, uri, _experiment_id(client, uri, home, study), study, aside)
 
 
-def ui_address(host: str, port: int, experiment_id: str) -> str:
-    """Where the UI charts every current run and curve of the experiment."""
+def ui_address(server: str, experiment_id: str) -> str:
+    """Where the UI of `server`, such as http://127.0.0.1:5000, charts every current run and curve of the experiment."""
     query = urlencode({"viewStateShareKey": _VIEW, "compareRunsMode": "CHART"})
-    return f"http://{host}:{port}/#/experiments/{experiment_id}/runs?{query}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
 def _experiment_id(client: "MlflowClient", uri: str, home: Path, study: str) -> str:

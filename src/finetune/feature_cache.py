@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.models import MobileNetV2
 
-from finetune.batches import Batches
+from finetune.augmentation import epoch_order
+from finetune.batches import Batches, training_steps
 from finetune.counting import counted
 from finetune.device import autocast
 from finetune.errors import InputError
@@ -38,13 +38,13 @@ class Cached:
 
     def training_steps(self) -> int:
         """As `Batches.training_steps`."""
-        return len(self) - (len(self.labels) % self.batch_size == 1 and len(self) > 1)
+        return training_steps(len(self.labels), self.batch_size)
 
     def training(
         self, augmentation: AugmentationParams, seed: int, epoch: int, *, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """In the very order in which `Batches` would train on the images."""
-        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(self.labels))).to(self.device)
+        order = torch.from_numpy(epoch_order(len(self.labels), seed, epoch)).to(self.device)
         for step in range(first, self.training_steps()):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield self.features[rows], self.labels[rows]
@@ -109,8 +109,9 @@ def solved(model: MobileNetV2, solve: Callable[..., Solution], recipe: TrainingP
     """
     if not isinstance(train, Cached):
         raise InputError(
-            f"the features of {len(train.split):,} training images take more than {MOST_BYTES >> 30} GiB, which an "
-            "exact solve would need at once; train the head by steps, or set the data set's fraction"
+            f"the features of {len(train.split):,} training images and of those of validation take more than "
+            f"{MOST_BYTES >> 30} GiB, which an exact solve would need at once; train the head by steps, or set the "
+            "data set's fraction"
         )
     head = model.classifier[-1]
     weight, bias = solve(train.features.float(), train.labels, recipe.weight_decay)

@@ -22,16 +22,13 @@ FINISHED = "finished"  # the folder in a work area
 _CODE = "code"  # beside it: a digest of what made it
 
 
-def mark(work: Path) -> None:
-    """Note the code of this process as that of what the area holds or will hold, where none is noted."""
-    if not (work / _CODE).is_file():
-        runs.write_text(work / _CODE, _code())
-
-
-def drop_other_codes(work: Path) -> None:
-    """Clear the area of a run that other code made."""
-    if (work / _CODE).is_file() and (work / _CODE).read_text(encoding="utf-8") != _code():
+def claim(work: Path) -> None:
+    """Clear the area of a run that other code made; note this process's code as that of what it holds or will hold."""
+    noted = work / _CODE
+    if noted.is_file() and noted.read_text(encoding="utf-8") != _code():
         _clear(work)
+    if not noted.is_file():
+        runs.write_text(noted, _code())
 
 
 def forget(run_key: str) -> None:

@@ -28,7 +28,7 @@ _LOWEST_BITS = 0x0101010101010101
 
 
 def keep_less(model: MobileNetV2, frozen: bool = True) -> None:
-    """Have the layers of `model` do so; names stay.
+    """Give ReLU6, and what is frozen, of `model` these forward and backward passes, in place; state-dict names stay.
 
     What is frozen is asked in every pass, so phases may freeze and unfreeze. Layers whose classes others have changed
     are left alone, so this comes after those.
@@ -40,7 +40,7 @@ def keep_less(model: MobileNetV2, frozen: bool = True) -> None:
     for relu, after in zip_longest(layers, layers[1:]):
         if type(relu) is nn.ReLU6:
             relu.__class__ = _ReLU6
-            vars(relu)["takers"] = [after] if isinstance(after, nn.Conv2d) else []
+            vars(relu)["consumers"] = [after] if isinstance(after, nn.Conv2d) else []
             vars(relu)["frozen_keep_less"] = frozen
     for module in model.modules() if frozen else ():
         if type(module) is nn.Conv2d and module.bias is None:
@@ -69,13 +69,13 @@ class _BatchNorm2d(nn.BatchNorm2d):
 
 
 class _ReLU6(nn.ReLU6):
-    takers: list[nn.Conv2d]  # of what comes out; in a list, as they are no children
+    consumers: list[nn.Conv2d]  # of what comes out; in a list, as they are no children
     frozen_keep_less: bool
 
     def forward(self, input: Tensor) -> Tensor:
         if not _wanted(input):
             return super().forward(input)
-        if any(conv.weight.requires_grad or not self.frozen_keep_less for conv in self.takers):
+        if any(conv.weight.requires_grad or not self.frozen_keep_less for conv in self.consumers):
             return _ClampKept.apply(input, self.inplace)
         return _Clamp.apply(input, self.inplace) if self.frozen_keep_less else super().forward(input)
 

@@ -75,8 +75,8 @@ class Live:
         self._do(lambda: self._start(run))
         self._background.wait(_BEGINNING)
 
-    def resumed(self, rows: Iterable[Mapping[str, float | None]]) -> None:
-        """These epochs were trained before."""
+    def resumed(self, rows: Iterable[Mapping[str, float | None]], _steps: int = 0) -> None:
+        """These epochs were trained before, and so many steps of the next."""
         for row in rows:
             self.epoch(row)
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import yaml
 
+from finetune.errors import InputError
+
 NAME = "dvc.lock"
 _DAMAGED = Path(".finetune", "dvc.lock.damaged")
 _QUIET = 2.0  # seconds without a change, after which nobody is writing it
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+_CONFLICT = re.compile(rb"^<<<<<<< ", re.MULTILINE)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML has it
 
 
@@ -20,9 +23,17 @@ def mend(root: Path, say: Callable[[str], None]) -> None:
     """Where DVC cannot read dvc.lock, put back the one last committed, or remove it where git has none that is whole.
 
     Stages that are done are found again: in DVC's run cache, or finished in their work areas.
+
+    Raises:
+        InputError: git left a merge conflict in it, whose other side would be lost.
     """
     file = root / NAME
     content = _read(file)
+    if content is not None and _CONFLICT.search(content):
+        raise InputError(
+            f"{NAME}: has a merge conflict; resolve it, for example with `git checkout --ours {NAME}`, then repeat: "
+            "stages that are done come from DVC's run cache"
+        )
     while (found := fault(content)) is not None:
         time.sleep(_QUIET)
         before, content = content, _read(file)

@@ -34,7 +34,11 @@ def build(classes: int, seed: int) -> MobileNetV2:
 
 def load_backbone(model: MobileNetV2, path: Path) -> None:
     """Put the pretrained tensors of `path` (written by `prepare_backbone`) under the model's fresh head, and beneath
-    what a strategy has added."""
+    what a strategy has added.
+
+    Raises:
+        InputError: the file is unreadable, or not MobileNetV2's.
+    """
     _, unexpected = model.load_state_dict(check_backbone(read_state_dict(path), str(path)), strict=False)
     assert not unexpected
 
@@ -46,7 +50,7 @@ def load_weights(model: MobileNetV2, path: Path) -> None:
         InputError: the file is unreadable, or a tensor in it is missing, surplus or misshaped.
     """
     state = read_state_dict(path)
-    _check(state, model.state_dict(), str(path))
+    _check(state, model.state_dict(), str(path), "the file is of another run; make this one again")
     model.load_state_dict(state)
 
 
@@ -93,25 +97,24 @@ def check_backbone(state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor
     for name in expected:
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.tensor(0))
-    _check(state, expected, origin)
+    _check(state, expected, origin, "bring weights of mobilenet_v2 at width 1.0, under torchvision's names")
     return {k: state[k].to(expected[k].dtype).contiguous() for k in expected}
 
 
-def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> None:
+def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str, mend: str) -> None:
     for name, tensor in expected.items():
         if name not in state:
-            raise InputError(f"{origin}: tensor {name} is missing; expected torchvision's mobilenet_v2 names")
+            raise InputError(f"{origin}: tensor {name} is missing; {mend}")
         if state[name].shape != tensor.shape:
             raise InputError(
-                f"{origin}: tensor {name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}; "
-                "bring weights of mobilenet_v2 at width 1.0"
+                f"{origin}: tensor {name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}; {mend}"
             )
         if state[name].is_floating_point() and not state[name].isfinite().all():
             raise InputError(f"{origin}: tensor {name} holds values that are not finite; bring whole weights")
     for name in state:
         if name not in expected:
             near = suggest(name, expected).partition(" known: ")[0]
-            raise InputError(f"{origin}: tensor {name} is not one of mobilenet_v2's; {near or 'remove it'}")
+            raise InputError(f"{origin}: tensor {name} is not one of the network's; {near or mend}")
 
 
 def prepare_backbone(source: str, weights: str, sample: Path, out: Path) -> None:

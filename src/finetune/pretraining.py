@@ -62,10 +62,10 @@ def pretrain(out: Path) -> float:
         feed = Feed(RECIPE)
         train, val = feed.batches(store.split("train")), feed.batches(store.split("val"))
         plan = build_plan(model, "from_scratch", {})
-        shown = progress("upstream", RECIPE.epochs, len(train.split))
-        done = fit(
-            model, plan, RECIPE, train, val, SEED, name="upstream", work=work, fingerprint=key, listeners=(shown,)
-        )
+        with progress("upstream", RECIPE.epochs, len(train.split)) as shown:
+            done = fit(
+                model, plan, RECIPE, train, val, SEED, name="upstream", work=work, fingerprint=key, listeners=(shown,)
+            )
         state = {k: v for k, v in done.kept_state.items() if k.startswith("features.")}
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}, out)

@@ -19,11 +19,14 @@ def cpu_name() -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether PyTorch has bf16 kernels for this CPU; without them it takes many times as long as float32.
+    """Whether this CPU has instructions for bf16 and PyTorch has kernels that use them; float32 is faster without.
 
-    PyTorch says so of every AVX-512 CPU. One without instructions of its own for bf16 (AVX-512 BF16, AMX) may still be
-    slower in it; `finetune calibrate` tells.
+    PyTorch has bf16 kernels for every CPU with AVX-512; those of one with neither AVX-512 BF16 nor AMX are slower than
+    float32 (docs/performance.md).
     """
     import torch
 
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    bare = torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported()
+    return not bare or bool(torch.cpu._is_avx512_bf16_supported())

@@ -3,24 +3,28 @@
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from tqdm import tqdm
 
+from finetune.counting import duration
 from finetune.interruption import Interrupted
 from finetune.training import Listener, Row
 
 
-def progress(name: str, epochs: int, images: int) -> Listener:
+@contextmanager
+def progress(name: str, epochs: int, images: int) -> Iterator[Listener]:
     """A listener that shows the progress of run `name`, which trains `epochs` epochs of `images` images each."""
-    if sys.stderr.isatty():
-        return _bar(name, epochs)
-    return _lines(name, epochs, images)
+    if not sys.stderr.isatty():
+        yield _lines(name, epochs, images)
+        return
+    with tqdm(desc=name, unit=" steps", dynamic_ncols=True) as bar:  # closed before an error is said on the terminal
+        yield _bar(bar, name, epochs)
 
 
-def _bar(name: str, epochs: int) -> Listener:
-    bar = tqdm(desc=name, unit=" steps", dynamic_ncols=True)
-
+def _bar(bar: "tqdm[NoReturn]", name: str, epochs: int) -> Listener:
     def resumed(rows: list[Row], steps: int) -> None:
         bar.write(f"{name}: goes on after {_point(len(rows), steps)}", file=sys.stderr)
 
@@ -31,8 +35,6 @@ def _bar(name: str, epochs: int) -> Listener:
 
     def epoch(row: Row) -> None:
         bar.set_postfix_str(f"epoch {row['epoch']}/{epochs}, {_figures(row)}")
-        if row["epoch"] == epochs:
-            bar.close()
 
     def interrupted(why: Interrupted, done: int, steps: int) -> None:
         bar.close()
@@ -42,21 +44,27 @@ def _bar(name: str, epochs: int) -> Listener:
 
 
 def _lines(name: str, epochs: int, images: int) -> Listener:
-    clock = {"began": time.monotonic(), "epochs": 0.0}  # epochs since then
+    began, seen = time.monotonic(), 0  # epochs since then
+    done_before: float | None = None  # of the first of them, by another attempt
 
     def resumed(rows: list[Row], steps: int) -> None:
         _say(f"{name}: goes on after {_point(len(rows), steps)}")
 
     def step(epoch: int, step: int, steps: int) -> None:
-        clock.setdefault("done before", (step - 1) / steps)  # of the first epoch, by another attempt
+        nonlocal done_before
+        if done_before is None:
+            done_before = (step - 1) / steps
 
     def epoch(row: Row) -> None:
-        clock["epochs"] += 1
-        rate, trained = "", clock["epochs"] - clock.get("done before", 1.0)
+        nonlocal seen, done_before
+        if done_before is None:  # only the validation was left
+            done_before = 1.0
+        seen += 1
+        rate, trained = "", seen - done_before
         if trained > 0:
-            each = (time.monotonic() - clock["began"]) / trained
+            each = (time.monotonic() - began) / trained
             left = each * (epochs - int(row["epoch"] or 0))
-            rate = f", {images / each:.0f} images/s, {_duration(left)} left"
+            rate = f", {images / each:.0f} images/s, {duration(left)} left"
         _say(f"{name}: epoch {row['epoch']}/{epochs}, {_figures(row)}{rate}")
 
     def interrupted(why: Interrupted, done: int, steps: int) -> None:
@@ -86,8 +94,3 @@ def _figures(row: Row) -> str:
     shown = [("train loss", row["train/loss"], ".3f"), ("train acc", row["train/acc"], ".3f")]
     shown += [("val loss", row["val/loss"], ".3f"), ("val acc", row["val/acc"], ".3f")]
     return ", ".join(f"{label} {value:{form}}" for label, value, form in shown if value is not None)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

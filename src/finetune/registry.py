@@ -41,7 +41,7 @@ def register(
         Data set -> version.
 
     Raises:
-        InputError: the comparison lacks a data set (nothing is registered then), a data set has no winner, a winner is
+        InputError: the comparison lacks a data set (nothing is registered then), none has a winner, a winner is
             not in MLflow, or MLflow cannot be reached.
     """
     if lacking := [dataset for dataset in params.study.datasets if dataset not in comparison["datasets"]]:
@@ -55,11 +55,14 @@ def register(
             if winner is not None:
                 run = Run(dataset, winner["strategy"], winner["seed"])
                 versions[dataset] = _register(experiment, layout, run, winner["run_key"], say)
-    if without := [dataset for dataset, winner in winners.items() if winner is None]:
+    without = ", ".join(dataset for dataset, winner in winners.items() if winner is None)
+    if without and not versions:
         raise InputError(
-            f"no winner to register for {', '.join(without)}: its runs have no validation split to choose by; set "
+            f"no winner to register for {without}: its runs have no validation split to choose by; set "
             "prepare.val_fraction above 0 in params.yaml and repeat the study"
         )
+    if without:
+        say(f"{without}: nothing to register, without a validation split there is no winner")
     return versions
 
 

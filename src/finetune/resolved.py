@@ -54,13 +54,19 @@ def resolve(params: Params, layout: Layout, run: Run, device: str | None = None)
     """Work out a run from params.yaml and its inputs on disk.
 
     Raises:
-        InputError: an input is missing, an option is not the plan's, or there is no such device.
+        InputError: an input is missing, an option is not the plan's, there is no such device, or no validation split
+            to select by.
     """
     plan, options = params.plan_for(run.strategy), params.strategies[run.strategy].options
     check_options(run.strategy, plan, options)
     recipe = params.training_for(run.dataset, run.strategy)
     recipe = recipe.model_copy(update={"device": resolve_device(device or recipe.device)})
     store = open_store(layout.store(run.dataset))
+    if recipe.selection == "best" and not len(store.split("val")):
+        raise InputError(
+            f"params.yaml: training.selection is 'best' for {run.dataset}/{run.strategy}, but there is no validation "
+            "split to choose by; set prepare.val_fraction above 0, or selection: last"
+        )
     if not layout.backbone.is_file():
         raise InputError(f"{layout.backbone}: no such file; make it with `dvc repro -s backbone`")
     backbone = {"source": params.backbone.source, "digest": models.digest(layout.backbone)}

@@ -4,11 +4,12 @@ A file of ours that is absent or damaged is an InputError that names the file an
 """
 
 import csv
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def read(folder: Path) -> RunFolder:
     """
     for name in FILES:
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: no such file, but the study lists this run; make it with `dvc repro`")
+            raise InputError(f"{folder / name}: no such file; {_make(folder / name)}")
     return RunFolder(
         path=folder,
         run=read_json(folder / RUN),
@@ -92,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda section: _Content(path, section))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make it with `dvc repro`") from None
+        raise InputError(f"{path}: no such file; {_make(path)}") from None
     except ValueError:
         raise InputError(f"{path}: not valid JSON; {_make_again(path)}") from None
     if not isinstance(content, dict):
@@ -110,7 +111,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             return [_Content(path, row) for row in csv.DictReader(file, strict=True)]
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make it with `dvc repro`") from None
+        raise InputError(f"{path}: no such file; {_make(path)}") from None
     except (csv.Error, UnicodeDecodeError):
         raise InputError(f"{path}: not valid CSV; {_make_again(path)}") from None
 
@@ -125,7 +126,7 @@ def read_curves(path: Path) -> list[dict[str, float]]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically: aside, then renamed."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -133,17 +134,31 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of equal keys as CSV, atomically; floats as their shortest exact text."""
     assert rows
     lines = [list(rows[0])] + [["" if v is None else v for v in row.values()] for row in rows]
-    aside = _aside(path)
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
-    aside.replace(path)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_text(path, text.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    aside = _aside(path)
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: aside, then renamed.
+
+    Raises:
+        OSError: it cannot be written; `path` is named and left as it was, and nothing else is left.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def flush(folder: Path) -> None:
@@ -213,6 +228,11 @@ def locked(work: Path) -> Iterator[Path]:
         lock.release()
 
 
+def _make(path: Path) -> str:
+    """What to do about a file of ours that is not there."""
+    return "repeat what made its folder" if ".finetune" in path.parts else "make it with `dvc repro`"
+
+
 def _make_again(path: Path) -> str:
     """What to do about a damaged file of ours. Forced: DVC may have recorded the file as it is."""
     folders = path.parts[:-1]
@@ -223,8 +243,3 @@ def _make_again(path: Path) -> str:
             item = "-".join(folders[len(folders) - depth :])
             return f"make it again with `dvc repro -f -s {stage}{'@' if item else ''}{item}`"
     return "make it again with `dvc repro`"
-
-
-def _aside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}")

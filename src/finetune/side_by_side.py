@@ -19,6 +19,7 @@ _TRIES = 3  # where another process held one of DVC's lesser locks, for which it
 _GLANCE = 0.5  # seconds; two signals at once may both go to another thread, and this one, which handles them, waits on
 _STARTING = re.compile(r"^Running stage 'train@(.+)':", re.MULTILINE)
 _LEADING_TO_ONE = re.compile(r"^Running stage '(prepare|backbone|plan|train)\b", re.MULTILINE)
+_BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")  # DVC's words
 _NOISE = re.compile(r"^(> |Running stage |Updating lock file|To track the changes|\s*git add|To enable auto staging|$)")
 
 
@@ -92,7 +93,7 @@ class _Working:
             busy = False
             try:
                 for line in process.stdout or ():
-                    busy = busy or "lock" in line.lower()
+                    busy = busy or _BUSY.search(line) is not None
                     if not _NOISE.match(line):
                         say(line.rstrip())
             except OSError:  # nobody listens any more

@@ -55,8 +55,7 @@ def train(
         for listener in listeners:
             listener.started(record)
         finished = work / kept_runs.FINISHED
-        kept_runs.drop_other_codes(work)
-        kept_runs.mark(work)
+        kept_runs.claim(work)
         if finished.is_dir():
             print(f"{prepared.run.name}: was trained to its end before; that is put in its place", flush=True)
         else:
@@ -113,8 +112,7 @@ def _train_aside(
     images = len(train_batches.split)
     fixed = accounting.worked_out(prepared.model, plan.phases, recipe, images)
     provenance = records.provenance(recipe)
-    shown = progress(run.name, recipe.epochs, images)
-    with _said_where_memory_is_short(prepared):
+    with _said_where_memory_is_short(prepared), progress(run.name, recipe.epochs, images) as shown:
         result = fit(
             model,
             plan,
@@ -133,7 +131,7 @@ def _train_aside(
             runs.write_csv(folder / runs.CURVES, result.rows)
             runs.write_json(folder / runs.METRICS, records.metrics(result))
             kept = {name: tensor.contiguous() for name, tensor in result.kept_state.items()}
-            (folder / runs.MODEL).write_bytes(save(kept, {"run_key": prepared.key}))
+            runs.write_bytes(folder / runs.MODEL, save(kept, {"run_key": prepared.key}))
         runs.write_json(folder / runs.COST, accounting.cost(model, rows, result, recipe, images, fixed))
         runs.write_json(folder / runs.PROVENANCE, provenance | {"finished": records.now()})
         runs.flush(folder)
@@ -154,7 +152,17 @@ def _said_where_memory_is_short(prepared: Prepared) -> Iterator[None]:
 
 
 def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
-    """Predict the test split with a run's kept weights: the only reader of test. Writes the evaluation folder."""
+    """Predict the test split with a run's kept weights: the only reader of test. Writes the evaluation folder.
+
+    Args:
+        device: cpu, cuda or auto; None for the one that the run was trained on.
+
+    Returns:
+        The evaluation folder.
+
+    Raises:
+        InputError: the run or its store is missing or damaged, or it was trained on another store.
+    """
     record = runs.read_json(layout.run(run) / runs.RUN)
     recipe = TrainingParams.model_validate(record["training"])
     recipe = recipe.model_copy(update={"device": resolve_device(device or recipe.device)})

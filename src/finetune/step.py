@@ -34,7 +34,8 @@ class Step:
         """Take step `step` of `steps` in the epoch, both from 0.
 
         Returns:
-            The sum of the images' losses (nats), how many are told right, how many there are.
+            On the device, without dimensions: the sum of the images' losses (nats; a penalty counts once per image) and
+            how many are told right, a mixed image by its labels' shares; and how many images there are.
         """
         recipe, network, losses, right = self.recipe, self.network or self.model, [], []
         images_in_all = sum(len(labels) for _, labels in batches)

@@ -107,7 +107,7 @@ def _side_runs(root: Path, name: str, say: Callable[[str], None]) -> Iterator[tu
             note = runs.read_json(path)
             if note["study"] == name:
                 yield path.parent, note, read_finished(Layout(path.parent), Run(*(note[key] for key in CELL)))
-        except (InputError, KeyError) as error:
+        except InputError as error:
             say(f"{path.parent}: passed over, it is not whole ({error})")
 
 

@@ -90,6 +90,7 @@ def import_client(root: Path) -> "type[MlflowClient]":
 @contextmanager
 def reported(root: Path) -> Iterator[None]:
     """Turn what MLflow raises into an InputError that names the store."""
+    import_client(root)  # with our settings, whatever else imports of MLflow comes first
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

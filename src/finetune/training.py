@@ -63,6 +63,15 @@ def fit(
     Everything random depends on (seed, epoch, image or step) alone, so a resumed run gives what an uninterrupted one
     would have given.
 
+    Args:
+        model: on its device, in the recipe's memory format.
+        val: None where there is no validation split; the recipe then selects the last epoch.
+        name: of the run, in messages.
+        work: the folder of its checkpoint.
+        fingerprint: of all that the numbers depend on; a checkpoint of another one is not gone on with.
+        pace: how often to save.
+        clock: counts the seconds of each phase, also those before.
+
     Returns:
         All epochs' rows and the kept weights: of the best epoch by validation accuracy (ties: lower loss, then
         earlier), or of the last.
@@ -124,9 +133,15 @@ def train_epoch(
     clock: Clock | None = None,
     part: Part | None = None,
 ) -> Row:
-    """One pass over the training split; the loss and accuracy of the batches as they were trained on.
+    """One pass over the training split; the mean loss (nats) and accuracy (in [0, 1]) of the batches as trained on.
 
-    Goes on after the steps of `part`, and adds its own to it.
+    Args:
+        epoch: from 0.
+        name: of the run, in messages.
+        part: the epoch's steps so far, after which it goes on; its own are added.
+
+    Raises:
+        InputError: the loss is not finite.
     """
     model, phase, recipe = step.model, step.phase, step.recipe
     if phase.solve is not None:

@@ -35,10 +35,11 @@ def serve(params: Params, host: str, port: int, say: Callable[[str], None]) -> N
     there = urlsplit(experiment.uri)
     if there.scheme in ("http", "https"):
         say(f"the tracking server is {redacted(experiment.uri)}; the comparison:")
-        say(ui_address(there.hostname or "", there.port or {"http": 80, "https": 443}[there.scheme], experiment.id))
+        say(ui_address(there._replace(netloc=there.netloc.rpartition("@")[2]).geturl(), experiment.id))
         return
     _check_free(host, port)
-    say(f"the comparison of study {params.study.name}:\n{ui_address(host, port, experiment.id)}\nCtrl-C ends it")
+    address = ui_address(f"http://{host}:{port}", experiment.id)
+    say(f"the comparison of study {params.study.name}:\n{address}\nCtrl-C ends it")
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", experiment.uri, "--workers", "1"]
     # Without it the server starts workers for jobs that nobody here asks for.

@@ -1,9 +1,9 @@
 """Whole pieces of work: a study through DVC, tracked and registered; and one run outside DVC, for `mlflow run`."""
 
 import hashlib
+import importlib.util
 import json
 import os
-import shutil
 import sys
 import time
 import uuid
@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
-
-from finetune import agreement, data_file, datasets, dvc_process, lock_file, sample_remote, side_by_side
+from finetune import agreement, aside, data_file, datasets, dvc_process, lock_file, sample_remote, side_by_side
 from finetune.errors import InputError
 from finetune.params import Params
 from finetune.study import Layout, Run, anchor, dataset_of, runs
@@ -120,14 +118,14 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
     layout = Layout(own, _inputs(params, root, run.dataset))
     prepared = resolved.resolve(params, layout, run, device)
     with Live(params, side=True) as live:
-        listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
+        listener = Listener(started=live.started, resumed=live.resumed, epoch=live.epoch)
         place = stages.train(prepared, layout, (listener,), began=began, keep=True)
         interruption.check()  # before the run is called whole, which nothing takes back
         live.finished()
         interruption.check()
     stages.evaluate(layout, run)
+    tracking.note_side_run(params, layout, run, live.run_id)  # first, or a signal between the two loses it for `track`
     kept_runs.forget(prepared.key)
-    tracking.note_side_run(params, layout, run, live.run_id)
     live.completed(lambda: tracking.track_run(params, layout, run))
     return layout, place
 
@@ -148,6 +146,8 @@ def pull_archives(layout: Layout, folders: Iterable[str]) -> None:
 
 
 def _lacks_archives(folder: Path) -> bool:
+    if folder.is_file():  # an out of data.dvc may be one
+        return False
     known = datasets.load(folder.name).archives if folder.name in datasets.names() else ()
     return not folder.exists() or not any(folder.iterdir()) or not all((folder / name).is_file() for name in known)
 
@@ -170,7 +170,7 @@ def _inputs(params: Params, root: Path, dataset: str) -> Path:
         return kept.find(declared, params.study.edition, settings, archives, store.resolve(), md5) is not None
 
     place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(layout.root.with_suffix(".lock")):
+    with aside.alone(layout.root):
         if not fits(place):
             if place.is_symlink():  # to a store of DVC's that is gone, or was made anew with other settings
                 place.unlink()
@@ -191,7 +191,7 @@ def _dvc(*words: str, cwd: Path) -> int:
 
 
 def _dvc_command() -> tuple[list[str], dict[str, str]]:
-    if shutil.which("dvc", path=str(Path(sys.executable).parent)) is None and shutil.which("dvc") is None:
+    if importlib.util.find_spec("dvc") is None:
         raise InputError("dvc is not installed here; `make setup` installs it")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # the stages' `python` is this one
     # Trainings side by side take turns at DVC's lock; without the word it gives up after 3 s, also after a training.

@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from finetune import interruption
 from finetune.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    from finetune.params import Params
+    from finetune.study import Layout
 
 BEGAN = time.monotonic()  # when the command began
 _UNWINDING = 20.0  # seconds
@@ -137,7 +141,7 @@ def cli() -> None:
     """
 
 
-def load(params_file: Path, overrides: tuple[str, ...] = ()) -> tuple[Any, Any]:
+def load(params_file: Path, overrides: tuple[str, ...] = ()) -> "tuple[Params, Layout]":
     """params.yaml, and the layout of the current folder, in which DVC runs its stages.
 
     Raises:
@@ -152,7 +156,11 @@ def load(params_file: Path, overrides: tuple[str, ...] = ()) -> tuple[Any, Any]:
     return loaded, study.Layout(Path())
 
 
-def check_dataset(params: Any, dataset: str) -> None:
+def check_dataset(params: "Params", dataset: str) -> None:
+    """
+    Raises:
+        InputError: params.yaml has no such data set.
+    """
     from finetune import study
 
     study.check_run(params, dataset, next(iter(params.strategies)))

@@ -1,6 +1,8 @@
 """What is not a stage: tracking, the registry, prediction, the sample edition, one run, the MLflow UI."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -69,13 +71,18 @@ def run(
             from finetune import study as studies
             from finetune.device import resolve_device
 
-        params, _ = load(params_file, tuple(word for text in overrides for word in text.split()))
+        params, _ = load(params_file, _several(overrides))
         studies.check_run(params, dataset, strategy)
         resolve_device(device or params.training_for(dataset, strategy).device)  # before anything is pulled
         one = studies.Run(dataset, strategy, seed)
         layout, place = workflow.run_alone(params, one, device, BEGAN)
     test = runs.read_json(layout.evaluation(one) / runs.METRICS)["test"]
     click.echo(f"{place}: test top-1 {100 * test['acc']:.2f} % of {test['images']} images")
+
+
+def _several(texts: Iterable[str]) -> tuple[str, ...]:
+    """Several KEY=VALUE in a text, as a parameter of `mlflow run` has them; a value may hold spaces: `[14, 15]`."""
+    return tuple(word for text in texts for word in re.split(r"\s+(?=[\w.-]+=)", text.strip()) if word)
 
 
 @cli.command()

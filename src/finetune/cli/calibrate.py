@@ -58,7 +58,7 @@ def calibrate(
     threads = sorted({2**n for n in range(most.bit_length()) if 2**n <= most} | {most})
     tried = calibration.settings(threads, batches or (recipe.batch_size,))
     if {one.precision for one in tried} == {"fp32"}:
-        click.echo("bf16 is left out: this CPU has no instructions for it, so it takes many times as long as fp32")
+        click.echo("bf16 is left out: this CPU has no instructions for it, so it takes longer than fp32")
     at_once = (lambda _: 1) if alone else jobs
     store = open_store(layout.store(name))
     measured = calibration.measure(store, recipe, strategy, tried, rounds, at_once)

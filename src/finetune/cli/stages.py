@@ -3,13 +3,18 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from finetune import interruption
 from finetune.cli import BEGAN, SEED, check_dataset, cli, load, reads_params, which_run
 from finetune.imports import uncollected
+
+if TYPE_CHECKING:
+    from finetune.params import Params
+    from finetune.resolved import Prepared
+    from finetune.study import Layout
 
 _PATIENCE = 6.0  # seconds for the server's last answers, as signals wait for them and the process is to end within 10
 
@@ -142,7 +147,7 @@ def report(params_file: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"{layout.report / 'report.md'}")
 
 
-def train_run(params: Any, layout: Any, prepared: Any, tracking: str) -> Path:
+def train_run(params: "Params", layout: "Layout", prepared: "Prepared", tracking: str) -> Path:
     """Train, telling the tracking server as it goes when `tracking` is auto and MLflow is installed."""
     import importlib.util
 
@@ -155,7 +160,7 @@ def train_run(params: Any, layout: Any, prepared: Any, tracking: str) -> Path:
     from finetune.live import Live
 
     with Live(params) as live:
-        listener = Listener(started=live.started, resumed=lambda rows, _: live.resumed(rows), epoch=live.epoch)
+        listener = Listener(started=live.started, resumed=live.resumed, epoch=live.epoch)
         place = stages.train(prepared, layout, (listener,), began=BEGAN, keep=keep)
         interruption.check()  # a signal that came as the run moved into place: nothing is waited for
         live.caught_up()

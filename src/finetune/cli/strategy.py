@@ -14,6 +14,8 @@ from finetune.errors import InputError
 
 if TYPE_CHECKING:
     from finetune.catalogue import Strategy
+    from finetune.params import Params
+    from finetune.study import Layout
 
 _MOST_NAMED = 3  # groups in a row of `list`
 _CLASSES = click.IntRange(min=2)
@@ -103,7 +105,7 @@ def _fitting(rows: Sequence[Sequence[str]], first: int) -> list[str]:
     return [line for pair in zip(above, indented, strict=True) for line in pair]
 
 
-def _classes_of(params: Any, layout: Any, dataset: str) -> int:
+def _classes_of(params: "Params", layout: "Layout", dataset: str) -> int:
     """Those of the prepared store, else those that the data set declares."""
     from finetune import runs, study
 
