@@ -550,6 +550,16 @@ def test_data_of_ones_own_comes_from_its_sources_as_it_is(study: dict[str, Any],
     assert "already there" in run(study, "mine").stdout
 
 
+def test_without_an_md5_the_next_source_begins_anew_where_the_first_broke(
+    study: dict[str, Any], server: Loopback
+) -> None:
+    broken = server.put("one.zip", Reply(OTHER, breaks_after=100_000), Reply(status=403))
+    study["datasets"]["mine"]["sources"] = {"photos.zip": [broken, server.put("two.zip", Reply(WHOLE))]}
+    result = run(study, "mine")
+    assert result.exit_code == 0, result.output
+    assert Path("data/mine/photos.zip").read_bytes() == WHOLE
+
+
 @pytest.fixture
 def brought(study: dict[str, Any], tmp_path: Path) -> Path:
     """A folder with an archive of one's own, for which params.yaml lists no source."""
