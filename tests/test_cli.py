@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import synthetic_study
 from finetune import params, registry, runs
-from finetune.cli import SEED, cli
+from finetune.cli import SEED, actions, cli
 from finetune.params import Seed
 from finetune.serving import Classifier
 from finetune.study import Layout, Run
@@ -283,6 +283,24 @@ def test_study_show_lists_the_runs_and_how_far_they_are(folder: Path) -> None:
         ("cifar10/same_lr/1", "trained"),
         ("cifar10/separate_lr/0", "to do"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ((), ()),
+        (("",), ()),
+        ((" training.lr=1e-3  training.epochs=5 ",), ("training.lr=1e-3", "training.epochs=5")),
+        (
+            ("strategies.surgical.blocks=[14, 15] training.epochs=5",),
+            ("strategies.surgical.blocks=[14, 15]", "training.epochs=5"),
+        ),
+        (("a=1", "b=2"), ("a=1", "b=2")),
+        (("nonsense",), ("nonsense",)),
+    ],
+)
+def test_a_parameter_of_mlflow_run_has_several_overrides(texts: tuple[str, ...], words: tuple[str, ...]) -> None:
+    assert actions._several(texts) == words
 
 
 def test_another_file_and_overrides_are_read(folder: Path) -> None:

@@ -74,6 +74,13 @@ def test_mlflow_is_imported_without_looking_for_garbage(module: str, tmp_path: P
     assert when_imported(module, code, str(tmp_path)) == "False"
 
 
+def test_to_look_whether_mlflow_lacks_anything_no_pytorch_is_imported() -> None:
+    code = "import sys, finetune.tracking, finetune.registry, finetune.workflow; print('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(imports.__file__).parents[1])}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
+
+
 def test_threads_that_wait_are_told_to_sleep_before_anything_heavy_is_imported() -> None:
     code = """
         import json, os, sys

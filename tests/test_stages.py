@@ -235,9 +235,9 @@ def test_what_a_plan_adds_is_readied_from_the_pretrained_weights(layout: Layout,
     assert not torch.equal(kept["features.3.conv.0.0.weight"], backbone["features.3.conv.0.0.weight"])  # it was tuned
 
 
-def test_without_validation_the_metrics_have_none(
-    tmp_path: Path, layout: Layout, tiny: Raw, make_toy: Any, toy_archives: Path
-) -> None:
+@pytest.fixture
+def unvalidated(tmp_path: Path, layout: Layout, make_toy: Any, toy_archives: Path) -> Layout:
+    """Inputs without a validation split."""
     from finetune.params import PrepareParams
     from finetune.prepare import prepare
 
@@ -245,13 +245,16 @@ def test_without_validation_the_metrics_have_none(
     inputs = tmp_path / "inputs"
     prepare(make_toy(train=4), "any", settings, toy_archives, inputs / "prepared" / "toy")
     shutil.copytree(layout.backbone.parent, inputs / "models")
+    return Layout(layout.root, inputs)
+
+
+def test_without_validation_the_metrics_have_none(unvalidated: Layout, tiny: Raw) -> None:
     tiny["prepare"]["val_fraction"] = 0
     tiny["training"] |= {"selection": "last", "epochs": 1}
-    own = Layout(layout.root, inputs)
-    stages.train(prepared(tiny, own), own)
-    folder = runs.read(own.run(RUN))
+    stages.train(prepared(tiny, unvalidated), unvalidated)
+    folder = runs.read(unvalidated.run(RUN))
     assert set(folder.metrics) == {"epoch", "train"}
-    assert rows_of(own.run(RUN) / runs.CURVES)[0]["val/acc"] == ""
+    assert rows_of(unvalidated.run(RUN) / runs.CURVES)[0]["val/acc"] == ""
     assert folder.run["images"] == {"train": 12, "val": 0}
 
 
@@ -508,6 +511,16 @@ def test_an_option_that_the_plan_does_not_have_is_refused(layout: Layout, tiny: 
     tiny["strategies"]["separate_lr"] = {"depth_scale": 0.1}
     with pytest.raises(InputError, match="no option 'depth_scale'; did you mean 'deep_scale'"):
         prepared(tiny, layout)
+
+
+def test_the_best_epoch_without_a_validation_split_is_refused_before_anything_is_trained(
+    unvalidated: Layout, tiny: Raw
+) -> None:
+    tiny["prepare"]["val_fraction"] = 0
+    tiny["training"]["selection"] = "last"
+    tiny["strategies"]["unlisted"] = {"plan": "same_lr", "training": {"selection": "best"}}
+    with pytest.raises(InputError, match=r"training\.selection is 'best' for toy/unlisted, .* or selection: last"):
+        prepared(tiny, unvalidated, Run("toy", "unlisted", 0))
 
 
 def test_a_missing_store_says_how_to_make_it(tmp_path: Path, tiny: Raw) -> None:

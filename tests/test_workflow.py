@@ -104,6 +104,13 @@ def test_what_is_there_is_not_pulled(tmp_path: Path, asked: list[tuple[str, ...]
     assert asked == [("pull", "data/cars196")]
 
 
+def test_an_out_of_data_dvc_may_be_a_file(tmp_path: Path, asked: list[tuple[str, ...]]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").write_text("of the data")
+    workflow.pull_archives(Layout(tmp_path), ["data/notes.txt"])
+    assert asked == []
+
+
 def test_archives_that_cannot_be_pulled_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workflow, "_dvc", lambda *_, cwd: 255)
     with pytest.raises(InputError, match=r"^data/a data/b: archives are missing and `dvc pull data/a data/b` ended"):
