@@ -1,15 +1,14 @@
 """Trainings that were left unfinished because settings have changed since: said, and never resumed by another run."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from finetune import runs
 from finetune.errors import InputError
+from finetune.params_file import flat
+from finetune.study import CELL
 
-_CELL = ("dataset", "strategy", "seed")
 # What the numbers depend on, in run.json.
 _SETTINGS = ("plan", "options", "training", "prepare", "edition", "store_digest", "backbone", "fraction")
 
@@ -18,7 +17,7 @@ def lines(work: Path) -> list[str]:
     """One sentence for each unfinished training of the same data set, strategy and seed as the one in work area `work`
     that has other settings, and so a work area of its own."""
     own = runs.read_json(work / "unfinished" / runs.RUN)
-    name = "/".join(str(own[key]) for key in _CELL)
+    name = "/".join(str(own[key]) for key in CELL)
     said = []
     for path in sorted(work.parent.glob(f"*/unfinished/{runs.RUN}")):
         other = path.parents[1]
@@ -26,9 +25,9 @@ def lines(work: Path) -> list[str]:
             continue
         try:
             found = runs.read_json(path)
-            if any(found[key] != own[key] for key in _CELL) or _under_way(other):
+            if any(found[key] != own[key] for key in CELL) or _under_way(other):
                 continue
-            before, now = (dict(_flat({key: run[key] for key in _SETTINGS})) for run in (found, own))
+            before, now = (dict(flat({key: run[key] for key in _SETTINGS})) for run in (found, own))
         except (InputError, OSError):  # it is being written, or was by another version
             continue
         changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in now | before if before.get(k) != now.get(k)]
@@ -43,15 +42,7 @@ def lines(work: Path) -> list[str]:
 def _under_way(work: Path) -> bool:
     """Whether a process trains there."""
     try:
-        with FileLock(work.with_name(work.name + ".lock"), timeout=0):
+        with FileLock(runs.lock_of(work), timeout=0):
             return False
     except Timeout:
         return True
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

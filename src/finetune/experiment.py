@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from finetune.errors import InputError
+from finetune.params_file import flat
+from finetune.study import CELL
 from finetune.tracking_store import attached_run_id, connect, redacted, store_lock, workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-CELL = ("dataset", "strategy", "seed")
 SIDE = "outside_dvc"  # the tag of such runs
 _DATABASES = ("sqlite", "mysql", "postgresql", "mssql")
 _DEFAULT_EXPERIMENT = "0"  # where `mlflow run` puts runs when no experiment is named
@@ -153,7 +154,7 @@ def parameters(run: Mapping[str, Any]) -> dict[str, str]:
         "data": {"fraction": run["fraction"]},
         "backbone": run["backbone"],
     }
-    return dict(_flat(sections))
+    return {key: str(value) for key, value in flat(sections)}
 
 
 def epoch_metrics(row: Mapping[str, float | None], ended: float | None = None) -> "list[Metric]":
@@ -230,11 +231,3 @@ def _named(client: "MlflowClient", name: str, uri: str, home: Path) -> str:
         if found := client.get_experiment_by_name(name):  # another machine was faster
             return found.experiment_id
         raise
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from finetune import runs
 from finetune.errors import InputError
-from finetune.study import work_area
+from finetune.study import CELL, work_area
 
 FINISHED = "finished"  # the folder in a work area
 _CODE = "code"  # beside it: a digest of what made it
@@ -35,7 +35,7 @@ def forget(run_key: str) -> None:
     """Clear the work area of a run that was kept, unless somebody trains it again."""
     work = work_area(run_key)
     if (work / FINISHED).is_dir():
-        with suppress(Timeout), FileLock(work.with_name(work.name + ".lock"), timeout=0):
+        with suppress(Timeout), FileLock(runs.lock_of(work), timeout=0):
             _clear(work)
             shutil.rmtree(work, ignore_errors=True)
 
@@ -45,7 +45,7 @@ def forget_others(work: Path, record: Mapping[str, Any]) -> None:
     for path in work.parent.glob(f"*/{FINISHED}/{runs.RUN}"):
         with suppress(InputError):
             other = runs.read_json(path)
-            if path.parents[1] != work and all(other[key] == record[key] for key in ("dataset", "strategy", "seed")):
+            if path.parents[1] != work and all(other[key] == record[key] for key in CELL):
                 forget(path.parents[1].name)
 
 

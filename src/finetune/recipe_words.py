@@ -1,8 +1,9 @@
 """A recipe in words, as reports say it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from finetune.params_file import flat
 from finetune.recipe import OptimizerParams, ScheduleParams, TrainingParams
 
 
@@ -48,15 +49,7 @@ def extras(recipe: TrainingParams, solved: bool = False) -> list[str]:
 
 def own_settings(options: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """A variant's options and what it overrides of the recipe, as `key: value, …` with dotted keys; "" for none."""
-    return ", ".join(f"{key}: {value}" for key, value in (*options.items(), *_flat(training, "training")))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value
+    return ", ".join(f"{key}: {value}" for key, value in (*options.items(), *flat(training, "training.")))
 
 
 def solver() -> str:

@@ -200,6 +200,11 @@ def copy_folder(folder: Path, place: Path) -> None:
         there.mkdir() if path.is_dir() else shutil.copy2(path, there)
 
 
+def lock_of(work: Path) -> Path:
+    """The lock of work area `work`, beside it."""
+    return work.with_name(f"{work.name}.lock")
+
+
 @contextmanager
 def locked(work: Path) -> Iterator[Path]:
     """Hold the work area `work` (made if need be). The lock dies with its process.
@@ -210,7 +215,7 @@ def locked(work: Path) -> Iterator[Path]:
         InputError: another process trains this run.
     """
     work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work.with_name(work.name + ".lock"))
+    lock = FileLock(lock_of(work))
     try:
         lock.acquire(timeout=0)
     except Timeout:

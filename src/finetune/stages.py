@@ -21,7 +21,7 @@ from finetune.progress import progress
 from finetune.resolved import Prepared
 from finetune.store import open_store
 from finetune.strategies import build_model
-from finetune.strategies.plan import audit
+from finetune.strategies.plan import Plan, audit
 from finetune.study import Layout, Run, work_area
 from finetune.training import Listener, fit
 
@@ -84,7 +84,7 @@ def _train_aside(
     module: MobileNetV2 | None,
     clock: Clock,
 ) -> None:
-    recipe, store, run = prepared.recipe, prepared.store, prepared.run
+    recipe, run = prepared.recipe, prepared.run
     configure(recipe)
     accounting.forget_peak_memory(recipe.device)
     model = prepared.model()
@@ -92,23 +92,14 @@ def _train_aside(
     rows = audit(model, plan, recipe.lr, recipe.weight_decay)  # raises before anything is trained
     folder = work / "unfinished"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     runs.write_json(folder / runs.RUN, record)
+    runs.write_csv(folder / runs.AUDIT, rows)
     if not (work / checkpoint.FILE).is_file():
         for line in abandoned.lines(work):
             print(line, flush=True)
-    runs.write_csv(folder / runs.AUDIT, rows)
-    if plan.initialisation == "pretrained":
-        models.load_backbone(model, prepared.backbone_path)
-    if plan.begin is not None:
-        plan.begin(model)
-    if module is None:
-        move_to_device(model, recipe)
-    else:
-        module.load_state_dict(model.state_dict())
-        model = module
+    model = _ready(model, plan, prepared, module)
     feed = Feed(recipe)
-    train_batches, val_batches = feed.batches(prepared.train_split()), feed.batches(store.split("val"))
+    train_batches, val_batches = feed.batches(prepared.train_split()), feed.batches(prepared.store.split("val"))
     images = len(train_batches.split)
     fixed = accounting.worked_out(prepared.model, plan.phases, recipe, images)
     provenance = records.provenance(recipe)
@@ -136,6 +127,19 @@ def _train_aside(
         runs.write_json(folder / runs.PROVENANCE, provenance | {"finished": records.now()})
         runs.flush(folder)
         folder.rename(work / kept_runs.FINISHED)
+
+
+def _ready(model: MobileNetV2, plan: Plan, prepared: Prepared, module: MobileNetV2 | None) -> MobileNetV2:
+    """`model` with the weights that training starts from, on its device; `module`, where that is to be it."""
+    if plan.initialisation == "pretrained":
+        models.load_backbone(model, prepared.backbone_path)
+    if plan.begin is not None:
+        plan.begin(model)
+    if module is None:
+        move_to_device(model, prepared.recipe)
+        return model
+    module.load_state_dict(model.state_dict())
+    return module
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from finetune.params import DatasetParams, Params, TrainingParams
 NUMERICS_VERSION = 5
 
 
+CELL = ("dataset", "strategy", "seed")  # what names a run
+
+
 @dataclass(frozen=True, order=True)
 class Run:
     """One training of the study."""

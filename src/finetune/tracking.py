@@ -9,11 +9,11 @@ from typing import Any
 from finetune import data_facts, runs, study
 from finetune.delivery import Finished, read_finished, send
 from finetune.errors import InputError
-from finetune.experiment import CELL, Experiment, cell, open_experiment
+from finetune.experiment import Experiment, cell, open_experiment
 from finetune.params import Params
 from finetune.process_name import may_be_alive
 from finetune.store import open_store
-from finetune.study import Layout, Run
+from finetune.study import CELL, Layout, Run
 from finetune.tracking_store import attached_run_id, redacted, reported
 
 _KINDS = ("runs", "fields", "epochs", "metrics", "inputs", "artifacts", "models", "ended", "retired")
