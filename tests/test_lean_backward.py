@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,7 @@ def passed(
     precision: str = "fp32",
     channels_last: bool = True,
     bn: str | None = None,
+    images: Tensor = IMAGES,
     **options: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits, and the gradients of all that is trained."""
@@ -80,7 +82,7 @@ def passed(
     set_modes(model, phase)
     model.classifier[0].p = 0.0
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(IMAGES.contiguous(memory_format=memory_format))
+        logits = model(images.contiguous(memory_format=memory_format))
         loss = cross_entropy(logits, LABELS)
     loss.backward()
     return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -234,6 +236,29 @@ def test_relu6_that_keeps_less_alone_gives_the_same_bits(plan: str, precision: s
     lean, others = passed(plan, partial(keep_less, frozen=False), precision)
     assert torch.equal(lean, plain)
     assert [name for name in gradients if not same(gradients[name], others[name], precision)] == []
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("plan", ["same_lr", "norm_only"])
+def test_the_gradient_of_the_pooling_is_laid_out_as_the_map_that_it_is_of(plan: str, frozen: bool) -> None:
+    """At 32 px that map is a single pixel. At 64 PyTorch lays its gradient out otherwise, which slows BatchNorm."""
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def lay_out(model: MobileNetV2) -> None:
+        def as_it_is(_: nn.Module, __: Any, out: Tensor) -> None:
+            out.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+
+        model.features[-1][2].register_forward_hook(as_it_is)
+
+    lean, others = passed(plan, partial(keep_less, frozen=frozen), images=images)
+    laid_out, expected = passed(plan, lay_out, images=images)
+    assert torch.equal(lean, laid_out)
+    assert [name for name in expected if not torch.equal(others[name], expected[name])] == []
+    _, plain = passed(plan, nothing, images=images)
+    last = [name for name in plain if name.startswith("features.18.")]  # rounding grows further on
+    assert [name for name in last if (others[name] - plain[name]).norm() > 1e-5 * plain[name].norm()] == []
+    if plan == "same_lr":
+        assert not torch.equal(others["features.18.1.weight"], plain["features.18.1.weight"])  # the order of sums
 
 
 def test_pooling_keeps_nothing() -> None:
