@@ -224,7 +224,7 @@ def test_a_second_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     said: list[str] = []
     with (
         dvc_process.alone(tmp_path, said.append),
-        pytest.raises(InputError, match="another `finetune study run` is at work here"),
+        pytest.raises(InputError, match="another `finetune study run` or `study use` is at work here"),
         dvc_process.alone(tmp_path, said.append),
     ):
         pytest.fail("two at once")

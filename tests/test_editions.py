@@ -311,8 +311,8 @@ def test_two_at_once_are_refused(plain: Path) -> None:
 def test_beside_a_study_that_is_at_work_it_is_refused(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvc_process, "PATIENCE", 0.2)
     before = (plain / "params.yaml").read_bytes()
-    with dvc_process.alone(plain, lambda _: None):
-        assert refusal(plain, "large").startswith("another `finetune study run` is at work here; wait for its end")
+    with dvc_process.locked(plain, print):
+        assert refusal(plain, "large").startswith("another `finetune study run` or `study use` is at work here; wait")
     assert (plain / "params.yaml").read_bytes() == before
 
 

@@ -560,6 +560,19 @@ def test_without_an_md5_the_next_source_begins_anew_where_the_first_broke(
     assert Path("data/mine/photos.zip").read_bytes() == WHOLE
 
 
+def test_without_an_md5_a_source_that_sends_nothing_costs_nothing_of_what_came(
+    study: dict[str, Any], server: Loopback
+) -> None:
+    gone = server.put("gone.zip", Reply(status=404), Reply(status=404))
+    good = server.put("good.zip", Reply(WHOLE, breaks_after=100_000), Reply(status=403), Reply(WHOLE))
+    study["datasets"]["mine"]["sources"] = {"photos.zip": [gone, good]}
+    assert run(study, "mine").exit_code == 2
+    result = run(study, "mine")
+    assert result.exit_code == 0, result.output
+    assert Path("data/mine/photos.zip").read_bytes() == WHOLE
+    assert server.requests[-1].range == "bytes=100000-"
+
+
 @pytest.fixture
 def brought(study: dict[str, Any], tmp_path: Path) -> Path:
     """A folder with an archive of one's own, for which params.yaml lists no source."""

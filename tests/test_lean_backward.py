@@ -257,8 +257,6 @@ def test_the_gradient_of_the_pooling_is_laid_out_as_the_map_that_it_is_of(plan: 
     _, plain = passed(plan, nothing, images=images)
     last = [name for name in plain if name.startswith("features.18.")]  # rounding grows further on
     assert [name for name in last if (others[name] - plain[name]).norm() > 1e-5 * plain[name].norm()] == []
-    if plan == "same_lr":
-        assert not torch.equal(others["features.18.1.weight"], plain["features.18.1.weight"])  # the order of sums
 
 
 def test_pooling_keeps_nothing() -> None:

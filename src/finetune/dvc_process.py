@@ -21,6 +21,7 @@ from finetune.errors import InputError
 from finetune.interruption import at_worst
 from finetune.unsignalled import communicated, signals_later
 
+_ANOTHER = "another `finetune study run` or `study use`"
 PATIENCE = 15.0  # seconds in which a stage that is told to end has saved
 
 
@@ -149,37 +150,41 @@ def alone(root: Path, say: Callable[[str], None]) -> Iterator[None]:
         InputError: another is at work.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTSTP)}
-    lock = _lock(root, say)
-    try:
-        _Now.locks = (lock,)  # DVC holds it, too, until it ends; its stages do not
-        if before[signal.SIGINT] == signal.SIG_IGN:
-            signal.signal(signal.SIGINT, lambda *_: None)  # unlike SIG_IGN it is not inherited
-        if before[signal.SIGTSTP] != signal.SIG_IGN:
-            signal.signal(signal.SIGTSTP, _pause)
-        yield
-    finally:
-        _Now.locks = ()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(lock)
+    with locked(root, say) as lock:
+        try:
+            _Now.locks = (lock,)  # DVC holds it, too, until it ends; its stages do not
+            if before[signal.SIGINT] == signal.SIG_IGN:
+                signal.signal(signal.SIGINT, lambda *_: None)  # unlike SIG_IGN it is not inherited
+            if before[signal.SIGTSTP] != signal.SIG_IGN:
+                signal.signal(signal.SIGTSTP, _pause)
+            yield
+        finally:
+            _Now.locks = ()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _lock(root: Path, say: Callable[[str], None]) -> int:
+@contextmanager
+def locked(root: Path, say: Callable[[str], None]) -> Iterator[int]:
+    """Within, no other process of `root` changes what stages read; waits a little for its end.
+
+    Raises:
+        InputError: another is at work.
+    """
     path = root / ".finetune" / "study.lock"
     path.parent.mkdir(exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _take(lock):
-            say(f"another `finetune study run` is at work here, or about to end; waiting {PATIENCE:.0f} s for that")
+            say(f"{_ANOTHER} is at work here, or about to end; waiting {PATIENCE:.0f} s for that")
         until = time.monotonic() + PATIENCE
         while not _take(lock):
             if time.monotonic() > until:
-                raise InputError("another `finetune study run` is at work here; wait for its end, or stop it first")
+                raise InputError(f"{_ANOTHER} is at work here; wait for its end, or stop it first")
             time.sleep(0.1)
-    except BaseException:
+        yield lock
+    finally:
         os.close(lock)
-        raise
-    return lock
 
 
 def _take(lock: int) -> bool:

@@ -53,7 +53,7 @@ def use(root: Path, name: str, say: Say = print) -> None:
     study = file_of(root, name)
     data, data_dvc = study.with_name(f"{name}{_DATA}"), root / data_file.NAME
     edits.require_git(root)
-    with _alone(root), dvc_process.alone(root, say):  # beside no `study run`, whose stages read params.yaml anew
+    with _alone(root), dvc_process.locked(root, say):  # beside no `study run`, whose stages read params.yaml anew
         edits.refuse_edits(root / PARAMS, [file_of(root, known) for known in names(root)])
         if not data.is_file():
             _put(study, root / PARAMS)

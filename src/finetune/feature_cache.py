@@ -109,7 +109,7 @@ def solved(model: MobileNetV2, solve: Callable[..., Solution], recipe: TrainingP
     """
     if not isinstance(train, Cached):
         raise InputError(
-            f"the features of {len(train.split):,} training images and of those of validation take more than "
+            f"the features of {len(train.split):,} training images, with those of validation, take more than "
             f"{MOST_BYTES >> 30} GiB, which an exact solve would need at once; train the head by steps, or set the "
             "data set's fraction"
         )

@@ -50,7 +50,7 @@ def load_weights(model: MobileNetV2, path: Path) -> None:
         InputError: the file is unreadable, or a tensor in it is missing, surplus or misshaped.
     """
     state = read_state_dict(path)
-    _check(state, model.state_dict(), str(path), "the file is of another run; make this one again")
+    _check(state, model.state_dict(), str(path), "bring the weights of this very run")
     model.load_state_dict(state)
 
 
@@ -113,8 +113,8 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: 
             raise InputError(f"{origin}: tensor {name} holds values that are not finite; bring whole weights")
     for name in state:
         if name not in expected:
-            near = suggest(name, expected).partition(" known: ")[0]
-            raise InputError(f"{origin}: tensor {name} is not one of the network's; {near or mend}")
+            near, _, known = suggest(name, expected).partition(" known: ")
+            raise InputError(f"{origin}: tensor {name} is not one of the network's; {near if known else mend}")
 
 
 def prepare_backbone(source: str, weights: str, sample: Path, out: Path) -> None:

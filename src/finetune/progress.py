@@ -57,14 +57,14 @@ def _lines(name: str, epochs: int, images: int) -> Listener:
 
     def epoch(row: Row) -> None:
         nonlocal seen, done_before
-        if done_before is None:  # only the validation was left
+        if done_before is None:  # no step was taken: only the validation was left, or a head is solved
             done_before = 1.0
         seen += 1
         rate, trained = "", seen - done_before
         if trained > 0:
             each = (time.monotonic() - began) / trained
             left = each * (epochs - int(row["epoch"] or 0))
-            rate = f", {images / each:.0f} images/s, {duration(left)} left"
+            rate = f", {images / each:.0f} images/s" + (f", {duration(left)} left" if left else "")
         _say(f"{name}: epoch {row['epoch']}/{epochs}, {_figures(row)}{rate}")
 
     def interrupted(why: Interrupted, done: int, steps: int) -> None:

@@ -66,7 +66,7 @@ def _reproduce(params: Params, layout: Layout, say: Say) -> int:
         code = _dvc("repro", cwd=layout.root)
     finally:
         if code:
-            with suppress(OSError):  # whoever listened may be gone
+            with suppress(OSError, InputError):  # whoever listened may be gone; what ended it is told
                 lock_file.mend(layout.root, say)
     return code
 

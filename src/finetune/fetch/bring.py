@@ -154,9 +154,7 @@ def _downloaded(archive: Wanted, url: str, transfer: Transfer, patience: Patienc
             before = part.size
             if before and part.md5 == archive.md5:
                 return _put(archive, part, "what an earlier fetch left", transfer)
-            if before and archive.md5 is None and part.origin.get("url") != url:
-                part.restart()  # nothing would tell that bytes of two files were put together
-            download(url, part, transfer, patience, stop)
+            download(url, part, transfer, patience, stop, checked=archive.md5 is not None)
             found = part.md5
             if archive.md5 in (None, found):
                 return _put(archive, part, url, transfer)

@@ -37,8 +37,12 @@ class _Broken(Exception):
         self.wait = wait
 
 
-def download(url: str, part: Part, transfer: Transfer, patience: Patience, stop: Event) -> None:
+def download(url: str, part: Part, transfer: Transfer, patience: Patience, stop: Event, checked: bool = True) -> None:
     """The rest of what lies at `url` into `part`; from the first byte where the server cannot, or the file changed.
+
+    Args:
+        checked: the whole file's md5 is known, so that bytes of two sources which are not the same file are found out;
+            where it is not, what came from another source is thrown away once this one sends.
 
     Raises:
         SourceError: there is no such file, or try after try brings nothing new.
@@ -49,7 +53,7 @@ def download(url: str, part: Part, transfer: Transfer, patience: Patience, stop:
         while True:
             transfer.state = "connects"
             try:
-                return _receive(session, url, part, patience)
+                return _receive(session, url, part, patience, checked)
             except (_Broken, requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as fault:
                 clause, wait = _clause(fault, patience), getattr(fault, "wait", 0.0)
             except requests.RequestException as fault:
@@ -67,11 +71,11 @@ def download(url: str, part: Part, transfer: Transfer, patience: Patience, stop:
                 raise Stopped
 
 
-def _receive(session: requests.Session, url: str, part: Part, patience: Patience) -> None:
+def _receive(session: requests.Session, url: str, part: Part, patience: Patience, checked: bool) -> None:
     """One request, and what it brings; returns when the file is whole."""
     headers = {"Accept-Encoding": "identity"}
     same_source = part.origin.get("url") == url
-    if part.size:
+    if part.size and (same_source or checked):
         headers["Range"] = f"bytes={part.size}-"
         if same_source and part.origin.get("validator"):
             headers["If-Range"] = part.origin["validator"]
@@ -100,7 +104,7 @@ def _receive(session: requests.Session, url: str, part: Part, patience: Patience
                 raise _Broken("broke off")
             return
     part.restart()
-    _receive(session, url, part, patience)
+    _receive(session, url, part, patience, checked)
 
 
 def _whole_size(response: requests.Response, part: Part, validator: str | None) -> int | None:
