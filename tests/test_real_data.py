@@ -51,7 +51,7 @@ def test_real_birds_are_learnt_from_imagenet_weights(tmp_path: Path, monkeypatch
             },
             "prepare": {"short_side": 72},
             "backbone": {"source": str(WEIGHTS)},
-            "training": {"image_size": 64, "epochs": 2, "batch_size": 32, "device": "cpu"},
+            "training": {"image_size": 64, "epochs": 5, "batch_size": 32, "device": "cpu"},
             "datasets": {"cub200": {}},
             "strategies": {"same_lr": {}},
         }
@@ -65,7 +65,7 @@ def test_real_birds_are_learnt_from_imagenet_weights(tmp_path: Path, monkeypatch
     stages.evaluate(layout, RUN)
     test = runs.read_json(layout.evaluation(RUN) / runs.METRICS)["test"]
     assert test["images"] == 800
-    assert test["acc"] > 5 / 200  # five times chance, after 88 steps
+    assert test["acc"] > 5 / 200  # five times chance, after 220 steps
 
 
 @pytest.mark.shared
