@@ -65,7 +65,7 @@ def test_real_birds_are_learnt_from_imagenet_weights(tmp_path: Path, monkeypatch
     stages.evaluate(layout, RUN)
     test = runs.read_json(layout.evaluation(RUN) / runs.METRICS)["test"]
     assert test["images"] == 800
-    assert test["acc"] > 5 / 200  # five times chance, after 220 steps
+    assert test["acc"] > 8 / 200  # eight times chance, after 220 steps
 
 
 @pytest.mark.shared
