@@ -33,12 +33,14 @@ ARCHIVES = (Path("../shared/data/cub200/CUB_200_2011.tgz"), Path("data/cub200/CU
 RESULTS = Path("benchmarks/results")
 THREADS_SLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # as `finetune` has it
 ONE_OR_MORE = click.IntRange(min=1)
+PRECISIONS = {"ours": "fp32", "ours_bf16": "bf16"}
 NAMES = {  # way -> the key of ours, at the faster of its precisions, against it
     "plain": "vs_plain",
     "timm_default": "vs_timm_default",
     "timm_best": "vs_timm_best",
     "timm_same_allocator": "vs_timm_same_allocator",
     "ours": "vs_own_fp32",
+    "ours_torch": "vs_own_torch_kernels",
 }
 
 
@@ -47,7 +49,7 @@ def training(
 ) -> dict[str, Any]:
     """Rates and ratios at one size; each round measures every way once."""
     rates: dict[str, list[float]] = {way: [] for way in ways}
-    feeds: dict[str, list[float]] = {way: [] for way in ways if way.startswith("ours")}
+    feeds: dict[str, list[float]] = {way: [] for way in ways if way in PRECISIONS}
     for turn in range(rounds):
         for way in ways:
             words = [way, "--size", str(size), "--steps", str(steps), "--warm-up", str(warm_up)]
@@ -101,14 +103,13 @@ def compared(rates: dict[str, list[float]], feeds: dict[str, list[float]]) -> di
     for way, key in NAMES.items():
         if way in rates and (way != "ours" or len(feeds) > 1):
             of_rounds[key] = [round(a / b, 3) for a, b in zip(rates[fastest], rates[way], strict=True)]
-    precisions = {"ours": "fp32", "ours_bf16": "bf16"}
     return {
         "images_per_second": statistics.median(rates[fastest]),
         "fastest": fastest,
         "rounds": rates,
         "feed_rounds": feeds,
         **{key: round(statistics.median(values), 3) for key, values in of_rounds.items()},
-        "feed_ratios": {precisions[way]: round(statistics.median(values), 3) for way, values in feeds.items()},
+        "feed_ratios": {PRECISIONS[way]: round(statistics.median(values), 3) for way, values in feeds.items()},
         "spread": {key: [round(min(values), 3), round(max(values), 3)] for key, values in of_rounds.items()},
     }
 

@@ -3,7 +3,9 @@
 Ways, all at batch 32 with random resized crop and flip, Adam, on 200 classes:
 
 - `ours`: this project's epoch over a prepared store, then steps on batches from there in turn with steps on one that
-  lies ready, which says what feeding costs; `ours_bf16` the same under bf16 autocast, for CPUs that have it
+  lies ready, which says what feeding costs; by its own kernels where there is a C++ compiler, as `finetune calibrate`
+  sets them; `ours_bf16` the same under bf16 autocast, for CPUs that have it; `ours_torch` by PyTorch's kernels, in bf16
+  where the CPU has it
 - `plain`: torch's defaults, ImageFolder and a DataLoader with two workers
 - `timm_default`, `timm_best`, `timm_same_allocator`: timm's create_loader, model, optimizer and step as its train.py
   takes them; best: --channels-last --amp --amp-dtype bfloat16, or --channels-last alone on a CPU without bf16; same
@@ -31,6 +33,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import mobilenet_v2
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
+from finetune import cpu_kernels
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
@@ -83,9 +86,10 @@ class InTurn(Batches):
             began = ended
 
 
-def ours(size: int, steps: int, warm_up: int, store: Path, precision: str) -> tuple[float, float]:
+def ours(size: int, steps: int, warm_up: int, store: Path, precision: str, kernels: str) -> tuple[float, float]:
     """Images per second; and the rate on batches from the store as a fraction of that on one that lies ready."""
     settings = {"image_size": size, "batch_size": BATCH, "epochs": 1, "device": "cpu", "precision": precision}
+    settings |= {"cpu_kernels": kernels}
     # As many threads as PyTorch takes by itself, as in the other ways.
     recipe = TrainingParams.model_validate(settings | {"threads": torch.get_num_threads()})
     configure(recipe)
@@ -169,6 +173,7 @@ def with_timm(size: int, steps: int, warm_up: int, folder: Path, best: bool) -> 
 WAYS = (
     "ours",
     "ours_bf16",
+    "ours_torch",
     "plain",
     "timm_default",
     "timm_best",
@@ -182,8 +187,10 @@ def timms_best_flags() -> str:
 
 
 def sensible() -> tuple[str, ...]:
-    """The ways worth measuring here: bf16 only where the CPU has instructions for it, timm where it is installed."""
+    """The ways worth measuring here: bf16 only where the CPU has instructions for it, PyTorch's kernels where there are
+    ours beside them, timm where it is installed."""
     ways = WAYS if cpu_has_bf16() else tuple(way for way in WAYS if "bf16" not in way)
+    ways = ways if cpu_kernels.available() else tuple(way for way in ways if way != "ours_torch")
     return ways if importlib.util.find_spec("timm") else tuple(way for way in ways if not way.startswith("timm"))
 
 
@@ -204,7 +211,9 @@ def main(way: str, size: int, steps: int, warm_up: int, folder: Path, store: Pat
             keep_freed_memory()
         rate = with_timm(size, steps, warm_up, folder, best=way != "timm_default")
     else:
-        rate, feed_ratio = ours(size, steps, warm_up, store, "bf16" if way == "ours_bf16" else "fp32")
+        low = way == "ours_bf16" or (way == "ours_torch" and cpu_has_bf16())
+        kernels = "native" if way != "ours_torch" and cpu_kernels.available() else "torch"
+        rate, feed_ratio = ours(size, steps, warm_up, store, "bf16" if low else "fp32", kernels)
         found["feed_ratio"] = round(feed_ratio, 4)
     print(json.dumps(found | {"images_per_second": round(rate, 2)}))
 

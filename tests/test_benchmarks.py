@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import tiny_archives
+from finetune import cpu_kernels
 from finetune.batches import Batches
 from finetune.params import AugmentationParams
 from finetune.processor import cpu_has_bf16
@@ -41,6 +42,7 @@ def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path)
     assert {"commit", "dirty", "date", "machine", "python", "torch"} <= found.keys()
     assert {"images_per_second", "vs_plain", "vs_plain_in_batches"} <= found["prepare"].keys()
     against = {"vs_plain", "feed_ratio"} | ({"vs_own_fp32"} if cpu_has_bf16() else set())
+    against |= {"vs_own_torch_kernels"} if cpu_kernels.available() else set()
     if importlib.util.find_spec("timm"):  # `make test` installs it
         against |= {"vs_timm_default", "vs_timm_best", "vs_timm_same_allocator"}
     assert {"images_per_second", *against} <= found["train_32"].keys()
@@ -128,14 +130,16 @@ def test_a_cpu_without_bf16_is_measured_in_float32_alone(monkeypatch: pytest.Mon
     from benchmarks.__main__ import compared
 
     monkeypatch.setattr(engine, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     ways = engine.sensible()
-    assert ways == ("ours", "plain", "timm_default", "timm_best", "timm_same_allocator")
+    assert ways == ("ours", "ours_torch", "plain", "timm_default", "timm_best", "timm_same_allocator")
     assert engine.timms_best_flags() == "--channels-last"
     found = compared({way: [2.0 * (number + 1)] for number, way in enumerate(ways)}, {"ours": [0.5]})
     assert found["fastest"] == "ours"
     assert found["feed_ratios"] == {"fp32": 0.5}
-    assert found["spread"].keys() == {f"vs_{way}" for way in ways[1:]} | {"feed_ratio"}  # not beside itself
+    others = {f"vs_{way}" for way in ways[2:]} | {"vs_own_torch_kernels"}
+    assert found["spread"].keys() == others | {"feed_ratio"}  # not beside itself
 
 
 def test_only_what_is_set_up_as_ours_is_has_threads_that_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +148,7 @@ def test_only_what_is_set_up_as_ours_is_has_threads_that_sleep(monkeypatch: pyte
     from benchmarks.engine import WAYS
 
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # as make exports it
-    own = {"ours", "ours_bf16", "timm_same_allocator"}
+    own = {"ours", "ours_bf16", "ours_torch", "timm_same_allocator"}
     assert {way for way in WAYS if environment(way).get("OMP_WAIT_POLICY") == "passive"} == own
 
 

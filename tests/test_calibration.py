@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner
 from torchvision.models import MobileNetV2
 
-from finetune import calibration
+from finetune import calibration, cpu_kernels
 from finetune.batches import Batches
 from finetune.calibration import Measured, Setting, Strategy, measure, other_sizes, settings, write
 from finetune.cli import cli
@@ -50,24 +50,29 @@ datasets:
 strategies:
   same_lr: {plan: same_lr}
 """
-FAST = Setting("bf16", "contiguous", 1, 8)
+FAST = Setting("bf16", "contiguous", "torch", 1, 8)
 SAME_LR = Strategy("same_lr", "same_lr", {})
+PYTORCHS = {("channels_last", "torch"), ("contiguous", "torch")}
 
 
 @pytest.mark.parametrize(("has", "precisions"), [(True, {"fp32", "bf16"}), (False, {"fp32"})])
+@pytest.mark.parametrize("native", [True, False])
 def test_every_combination_is_tried_once_in_bf16_where_the_cpu_has_it(
-    has: bool, precisions: set[str], monkeypatch: pytest.MonkeyPatch
+    native: bool, has: bool, precisions: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "cpu_has_bf16", lambda: has)
-    found = settings((1, 2), (16, 32))
-    assert len(found) == len(set(found)) == 8 * len(precisions)
+    found = settings((1, 2), (16, 32), native)
+    assert len(found) == len(set(found)) == (12 if native else 8) * len(precisions)
     assert {one.precision for one in found} == precisions
+    # This project's kernels are for channels_last.
+    layers = {(one.memory_format, one.cpu_kernels) for one in found}
+    assert layers == PYTORCHS | ({("channels_last", "native")} if native else set())
 
 
 def test_the_fastest_comes_first_with_a_rate_of_each_round(toy_inputs: Path) -> None:
     store = open_store(Layout(toy_inputs).store("toy"))
     recipe = TrainingParams(image_size=32, batch_size=4, device="cpu")
-    tried = [Setting("fp32", "channels_last", 1, 4), Setting("bf16", "channels_last", 1, 4)]
+    tried = [Setting("fp32", "channels_last", "torch", 1, 4), Setting("bf16", "channels_last", "torch", 1, 4)]
     found = measure(store, recipe, SAME_LR, tried, 2)
     assert {one.setting for one in found} == set(tried)
     assert found[0].rate >= found[1].rate > 0
@@ -77,7 +82,7 @@ def test_the_fastest_comes_first_with_a_rate_of_each_round(toy_inputs: Path) -> 
 def test_trainings_at_once_are_measured_together(toy_inputs: Path) -> None:
     store = open_store(Layout(toy_inputs).store("toy"))
     recipe = TrainingParams(image_size=32, batch_size=4, device="cpu")
-    tried = [Setting("fp32", "channels_last", 1, 4), Setting("fp32", "channels_last", 2, 4)]
+    tried = [Setting("fp32", "channels_last", "torch", 1, 4), Setting("fp32", "channels_last", "torch", 2, 4)]
     found = measure(store, recipe, SAME_LR, tried, 1, lambda threads: 2 // threads)
     assert {one.setting.threads: one.at_once for one in found} == {1: 2, 2: 1}
     assert all(one.rate > 0 for one in found)
@@ -152,7 +157,7 @@ def test_the_median_of_the_rounds_counts() -> None:
 
 def test_a_batch_that_the_store_cannot_fill_twice_is_refused(toy_inputs: Path) -> None:
     store = open_store(Layout(toy_inputs).store("toy"))
-    tried = settings((1,), (20,))
+    tried = settings((1,), (20,), False)
     with pytest.raises(InputError, match="27 training images are too few for two batches"):
         measure(store, TrainingParams(device="cpu"), SAME_LR, tried, 1)
 
@@ -190,7 +195,8 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
 def measured(inputs: Path, plan: str, options: dict[str, Any] | None = None, **changes: Any) -> None:
     recipe = TrainingParams.model_validate({"image_size": 32, "batch_size": 4, "device": "cpu", "epochs": 4} | changes)
     strategy = Strategy("a_variant", plan, options or {})
-    measure(open_store(Layout(inputs).store("toy")), recipe, strategy, [Setting("fp32", "channels_last", 1, 4)], 1)
+    tried = [Setting("fp32", "channels_last", "torch", 1, 4)]
+    measure(open_store(Layout(inputs).store("toy")), recipe, strategy, tried, 1)
 
 
 @pytest.mark.parametrize("plan", names())
@@ -231,9 +237,8 @@ def test_every_setting_is_in_force_as_it_is_measured(toy_inputs: Path, trials: l
     store, recipe = open_store(Layout(toy_inputs).store("toy")), TrainingParams(image_size=32, device="cpu")
     before = torch.get_num_threads()
     try:
-        measure(
-            store, recipe, SAME_LR, [Setting("bf16", "contiguous", 2, 4), Setting("fp32", "channels_last", 1, 4)], 1
-        )
+        tried = [Setting("bf16", "contiguous", "torch", 2, 4), Setting("fp32", "channels_last", "torch", 1, 4)]
+        measure(store, recipe, SAME_LR, tried, 1)
     finally:
         torch.set_num_threads(before)
     low, full = trials[0], trials[2]
@@ -323,7 +328,7 @@ def test_the_command_prints_and_writes(study: Path, monkeypatch: pytest.MonkeyPa
     assert found.exit_code == 0, found.output
     assert "toy, 32 px, same_lr, 3 cores, medians of 3 rounds in turn:" in found.output
     assert "5.0 images/s" in found.output
-    assert "training has precision bf16, memory_format contiguous, threads 1 now" in found.output
+    assert "training has precision bf16, memory_format contiguous, cpu_kernels torch, threads 1 now" in found.output
     assert yaml.safe_load(study.read_text())["training"]["precision"] == "bf16"
 
 
@@ -359,6 +364,7 @@ def test_other_batch_sizes_are_measured_at_the_fastest_setting_and_not_written(
     assert found.exit_code == 0, found.output
     assert {one.batch_size for one in asked[0]} == {4}
     fastest = asked[0][-1]
+    assert {one.cpu_kernels for one in asked[0]} == ({"torch", "native"} if cpu_kernels.available() else {"torch"})
     assert asked[1] == [replace(fastest, batch_size=size) for size in (4, 2, 8)]
     assert re.search(r"they change what is learnt.*\n +9\.0 images/s .*batch_size 8\n", found.output)
     assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 4
@@ -374,8 +380,31 @@ def test_other_batch_sizes_have_two_images_and_fill_two_batches(size: int, other
 def test_the_batch_size_is_written_where_it_is_asked_for_alone(study: Path) -> None:
     found = CliRunner().invoke(cli, ["calibrate", "--batch", "4", "--batch", "8"])
     assert "change what is learnt" not in found.output
-    assert "training has precision bf16, memory_format contiguous, threads 1, batch_size 8 now" in found.output
+    assert (
+        "training has precision bf16, memory_format contiguous, cpu_kernels torch, threads 1, batch_size 8 now"
+        in found.output
+    )
     assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 8
+
+
+def test_where_this_projects_kernels_cannot_be_had_it_is_said_and_measured_without(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Setting] = []
+
+    def refused() -> None:
+        raise InputError("no C++ compiler")
+
+    def measure(*given: Any) -> list[Measured]:
+        asked.extend(given[3])
+        return [Measured(FAST, (1.0,))]
+
+    monkeypatch.setattr(cpu_kernels, "load", refused)
+    monkeypatch.setattr(calibration, "measure", measure)
+    found = CliRunner().invoke(cli, ["calibrate", "--dry-run"])
+    assert found.exit_code == 0, found.output
+    assert "cpu_kernels: native is left out: no C++ compiler" in found.output
+    assert {one.cpu_kernels for one in asked} == {"torch"}
 
 
 def test_that_nothing_was_compiled_is_said_where_training_compiles(study: Path) -> None:

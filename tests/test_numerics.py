@@ -6,7 +6,7 @@ import pytest
 
 import numerics
 from finetune import study
-from numerics import digest, digests
+from numerics import digest, digest_of_cpp, digests
 
 ASKED = """
 the numerics of training may have changed: raise NUMERICS_VERSION if they did, then record the new digest.
@@ -34,7 +34,8 @@ def test_what_decides_the_numbers_is_what_was_recorded_with_their_version() -> N
 
 def test_what_makes_gradients_is_among_them() -> None:
     names = ("cpu_gradients", "lean_backward", "depthwise_kernels", "recomputation", "mixing", "averaging", "training")
-    assert {f"src/finetune/{name}.py" for name in (*names, "strategies/bss")} <= set(numerics.modules())
+    expected = {f"src/finetune/{name}.py" for name in (*names, "native_layers", "strategies/bss")}
+    assert expected | {"src/finetune/cpu_kernels.cpp"} <= set(numerics.modules())
 
 
 def test_comments_docstrings_and_layout_do_not_count() -> None:
@@ -45,6 +46,12 @@ def test_comments_docstrings_and_layout_do_not_count() -> None:
 @pytest.mark.parametrize(("old", "new"), [("x / 2", "x / 3"), ("x / 2", "x * 2"), ("half(x)", "half(x, y=0)")])
 def test_code_does(old: str, new: str) -> None:
     assert digest(SOURCE.replace(old, new)) != digest(SOURCE)
+
+
+def test_in_cpp_comments_and_layout_do_not_count_and_code_does() -> None:
+    source = "int half(int x) {  // of it\n    return x / 2;\n}\n"
+    assert digest_of_cpp(source.replace("of it", "halved").replace("    ", "\n\t")) == digest_of_cpp(source)
+    assert digest_of_cpp(source.replace("x / 2", "x / 3")) != digest_of_cpp(source)
 
 
 def test_a_text_that_is_no_docstring_does() -> None:

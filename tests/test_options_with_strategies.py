@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune import cpu_kernels
 from finetune.errors import InputError
 from finetune.params import parse
 from finetune.resolved import check_strategies
@@ -27,6 +28,7 @@ BUNDLES: dict[str, dict[str, Any]] = {
     },
     "head_first": {
         "freeze_epochs": 1,
+        "cpu_kernels": "native" if cpu_kernels.available() else "torch",
         "cutmix": 1.0,
         "ema": 0.9,
         "optimizer": {"name": "adamw"},

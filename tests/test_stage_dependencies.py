@@ -40,7 +40,8 @@ BESIDE = {
     "prepare": {"aside", "kept", "recipe", "store_check"},  # where a store is made, and whether it has to be
     "sheet": {"datasets"},  # names
     "train": {"datasets"},
-    "evaluate": {"cpu_gradients", "datasets", "recomputation", "strategies.plan"},  # of the backward pass
+    # Of the backward pass.
+    "evaluate": {"cpu_gradients", "cpu_kernels", "datasets", "native_layers", "recomputation", "strategies.plan"},
     "compare": {"datasets", "recipe"},
     # comparison.json has what they worked out; the store's reader is for types.
     "report": {"comparison_cost", "datasets", "evaluated_runs", "recipe", "store"},

@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {  # of every field a value that is not its default
     "label_smoothing": 0.1,
     "ema": 0.9,
     "lean_backward": True,
+    "cpu_kernels": "native",
     "activation_checkpointing": True,
     "augmentation": AugmentationParams(flip=False),
     "crop_pct": 1.0,

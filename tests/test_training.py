@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.models import MobileNetV2
 
-from finetune import checkpoint, training
+from finetune import checkpoint, cpu_kernels, training
 from finetune.batches import Batches
 from finetune.checkpoint import Pace
-from finetune.device import spare_activations
+from finetune.device import change_layers
 from finetune.errors import InputError
 from finetune.evaluation import Predictions
 from finetune.interruption import Interrupted
@@ -521,6 +521,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "averaged weights": {"ema": 0.9},
     "checkpointing": {"activation_checkpointing": True},
     "a lean backward pass": {"lean_backward": True},
+    **({"this project's kernels": {"cpu_kernels": "native"}} if cpu_kernels.available() else {}),
     "warm-up and steps": {"schedule": ScheduleParams(name="step", every=2, gamma=0.1, warmup_epochs=1.5)},
 }
 
@@ -536,7 +537,7 @@ def test_whatever_is_added_a_run_resumes_between_two_steps(toy_inputs: Path, tmp
     def run(area: str, *listeners: Listener) -> Progress:
         (tmp_path / area).mkdir(exist_ok=True)
         model = network()
-        spare_activations(model, own)
+        change_layers(model, own)
         plan = head_then_all(model)
         common: dict[str, Any] = {"name": "toy", "work": tmp_path / area, "fingerprint": "f", "pace": NEVER}
         return fit(model, plan, own, train, val, 3, listeners=listeners, **common)

@@ -1,4 +1,4 @@
-"""Which precision, memory format, threads and batch size train fastest on this machine: measured, then written down.
+"""Which precision, memory format, kernels, threads and batch size train fastest here: measured, then written down.
 
 Training itself never chooses: its numbers depend on these settings, so they stand in params.yaml.
 """
@@ -43,6 +43,7 @@ class Setting:
 
     precision: str
     memory_format: str
+    cpu_kernels: str
     threads: int
     batch_size: int
 
@@ -59,10 +60,18 @@ class Measured:
         return statistics.median(self.rates)
 
 
-def settings(threads: Sequence[int], batch_sizes: Sequence[int]) -> list[Setting]:
-    """Every combination; bf16 only where this CPU has instructions for it."""
+def settings(threads: Sequence[int], batch_sizes: Sequence[int], native: bool) -> list[Setting]:
+    """Every combination; bf16 only where this CPU has instructions for it.
+
+    Args:
+        native: whether this project's kernels are tried, too; they are for channels_last.
+    """
     precisions = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
-    return [Setting(*values) for values in product(precisions, ("channels_last", "contiguous"), threads, batch_sizes)]
+    layers = [("channels_last", "torch"), ("contiguous", "torch"), *([("channels_last", "native")] if native else [])]
+    return [
+        Setting(precision, *layer, count, size)
+        for precision, layer, count, size in product(precisions, layers, threads, batch_sizes)
+    ]
 
 
 def other_sizes(setting: Setting, store: Store) -> list[Setting]:

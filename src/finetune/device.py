@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
-from finetune import cpu_gradients, depthwise, gpu_convolutions, lean_backward, recomputation
+from finetune import cpu_gradients, depthwise, gpu_convolutions, lean_backward, native_layers, recomputation
 from finetune.allocator import keep_freed_memory
 from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
@@ -89,10 +89,16 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
     was, so that nothing is compiled twice.
 
     Raises:
-        InputError: training.depthwise is triton on a GPU, without Triton.
+        InputError: training.depthwise is triton on a GPU, without Triton; or training.cpu_kernels is native on a CPU,
+            and this machine cannot compile them, or the training pass is to be compiled, too.
     """
     if recipe.depthwise == "triton" and recipe.device == "cuda" and not depthwise.available():
         raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
+    if _takes_native_kernels(recipe) and recipe.compile != "none":
+        raise InputError(
+            f"training.cpu_kernels: native and training.compile: {recipe.compile} exclude each other on a CPU, as "
+            "torch.compile makes kernels of its own; use one of them"
+        )
     model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
     if recipe.device == "cuda":
         gpu_convolutions.use_fast_forms(model, recipe.memory_format == "channels_last")
@@ -125,6 +131,12 @@ def change_layers(model: MobileNetV2, recipe: TrainingParams) -> None:
     if recipe.precision == "bf16" and recipe.device == "cpu":
         cpu_gradients.use_float32_gradients(model)
     spare_activations(model, recipe)
+    if _takes_native_kernels(recipe):
+        native_layers.use_native_layers(model)
+
+
+def _takes_native_kernels(recipe: TrainingParams) -> bool:
+    return recipe.cpu_kernels == "native" and recipe.device == "cpu"
 
 
 def spare_activations(model: MobileNetV2, recipe: TrainingParams) -> None:

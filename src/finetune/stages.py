@@ -169,7 +169,8 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
     """
     record = runs.read_json(layout.run(run) / runs.RUN)
     recipe = TrainingParams.model_validate(record["training"])
-    recipe = recipe.model_copy(update={"device": resolve_device(device or recipe.device)})
+    here = {"device": resolve_device(device or recipe.device), "cpu_kernels": "torch"}  # ours are for training
+    recipe = recipe.model_copy(update=here)
     configure(recipe)
     store = open_store(layout.store(run.dataset))
     if store.digest != record["store_digest"]:

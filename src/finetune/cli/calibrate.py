@@ -32,14 +32,14 @@ def calibrate(
     params_file: Path,
     overrides: tuple[str, ...],
 ) -> None:
-    """Measure precision, memory format, threads and batch size, and write the fastest into params.yaml.
+    """Measure precision, memory format, kernels, threads and batch size, and write the fastest into params.yaml.
 
     On the prepared DATASET (default: the study's first), at its image size, by the baseline's recipe. With fewer
     threads than cores, as many trainings at once as `make study` runs, and their rates together. The numbers of runs
     depend on these settings: changing them trains anew. The batch size changes what is learnt: half and twice of it are
     measured, too, at the fastest setting, and not written; of sizes that --batch names, the fastest is.
     """
-    from finetune import calibration
+    from finetune import calibration, cpu_kernels
     from finetune.processor import cores
     from finetune.side_by_side import jobs
     from finetune.store import open_store
@@ -51,12 +51,19 @@ def calibrate(
     recipe = params.training_for(name, baseline)
     strategy = calibration.Strategy(baseline, params.plan_for(baseline), params.strategies[baseline].options)
     calibration.check(recipe, strategy)
-    written = ["precision", "memory_format", "threads", *(["batch_size"] if batches else [])]
+    written = ["precision", "memory_format", "cpu_kernels", "threads", *(["batch_size"] if batches else [])]
     if not dry_run:
         _check_effect(params, params_file, name, written)
     most = cores()
     threads = sorted({2**n for n in range(most.bit_length()) if 2**n <= most} | {most})
-    tried = calibration.settings(threads, batches or (recipe.batch_size,))
+    native = recipe.compile == "none"  # torch.compile has its own
+    if native:
+        try:
+            cpu_kernels.load()
+        except InputError as refused:
+            click.echo(f"cpu_kernels: native is left out: {refused}")
+            native = False
+    tried = calibration.settings(threads, batches or (recipe.batch_size,), native)
     if {one.precision for one in tried} == {"fp32"}:
         click.echo("bf16 is left out: this CPU has no instructions for it, so it takes longer than fp32")
     at_once = (lambda _: 1) if alone else jobs

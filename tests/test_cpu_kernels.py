@@ -1,0 +1,91 @@
+"""Compiling this project's kernels for a CPU: once, by the compiler that there is, with clear words where it fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune import cpu_kernels
+from finetune.errors import InputError
+
+needs_compiler = pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def _a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def load() -> None:
+    cpu_kernels.load.__wrapped__()  # not what this process has loaded already
+
+
+def program(folder: Path, code: str) -> Path:
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{code}\n")
+    path.chmod(0o755)
+    return path
+
+
+@needs_compiler
+def test_they_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("CXX", str(program(tmp_path, f'echo "$@" >> {log}; exec c++ "$@"')))
+    load()
+    load()
+    asked = [line for line in log.read_text().splitlines() if "--version" not in line]
+    assert len(asked) == 1
+    assert "-march=native" in asked[0]
+    assert [path.suffix for path in (tmp_path / "cache" / "finetune").iterdir()] == [".so"]
+
+
+@needs_compiler
+def test_another_compiler_or_other_arguments_of_it_compile_them_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load()
+    monkeypatch.setenv("CXX", "c++ -g")
+    load()
+    assert len(list((tmp_path / "cache" / "finetune").iterdir())) == 2
+
+
+@needs_compiler
+def test_processes_at_once_do_not_see_each_others_halves(tmp_path: Path) -> None:
+    code = "from finetune import cpu_kernels; cpu_kernels.load()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    several = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [one.wait() for one in several] == [0, 0, 0]
+    assert len(list((tmp_path / "cache" / "finetune").iterdir())) == 1
+
+
+def test_without_a_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not cpu_kernels.available()
+    with pytest.raises(InputError, match=r"cpu_kernels: native: no C\+\+ compiler on the PATH; install one .*g\+\+"):
+        load()
+
+
+def test_a_compiler_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    assert not cpu_kernels.available()
+    with pytest.raises(InputError, match=r"CXX is no-such-compiler -O3, which is no program here; install one"):
+        load()
+
+
+def test_what_the_compiler_complains_of_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failing = program(tmp_path, "echo note >&2; echo 'x.cpp: error: no vectors' >&2; exit 1")
+    monkeypatch.setenv("CXX", str(failing))
+    with pytest.raises(InputError, match=r"failed \(x\.cpp: error: no vectors\); mend that, or install one"):
+        load()
+    assert list((tmp_path / "cache" / "finetune").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("CXX", str(program(tmp_path, "true")))
+    with pytest.raises(InputError, match=r"file/finetune: cannot be written \(Not a directory\).*XDG_CACHE_HOME"):
+        load()
