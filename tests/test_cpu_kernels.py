@@ -83,6 +83,14 @@ def test_what_the_compiler_complains_of_is_passed_on(monkeypatch: pytest.MonkeyP
     assert list((tmp_path / "cache" / "finetune").iterdir()) == []
 
 
+def test_what_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(
+        "CXX", str(program(tmp_path, 'while [ "$1" != -o ] && shift; do :; done; echo > "${2:-/dev/null}"'))
+    )
+    with pytest.raises(InputError, match=r"cpu_kernels-\w+\.so: cannot be loaded \(.*\); remove it, or install one"):
+        load()
+
+
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

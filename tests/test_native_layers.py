@@ -15,6 +15,7 @@ from finetune.device import autocast, move_to_device
 from finetune.errors import InputError
 from finetune.native_layers import use_native_layers
 from finetune.params import TrainingParams
+from finetune.records import provenance
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler")
 
@@ -338,3 +339,10 @@ def test_on_a_gpu_they_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     net = model.build(5, seed=0)
     change_layers(net, TrainingParams(device="cuda", cpu_kernels="native", compile="default"))
     assert not any("native" in type(module).__module__ for module in net.modules())
+
+
+def test_what_compiled_them_is_in_the_provenance() -> None:
+    native = TrainingParams(device="cpu", cpu_kernels="native")
+    assert provenance(native)["compiler"] == cpu_kernels.compiler_version() != ""
+    for other in ({"device": "cpu"}, {"device": "cpu", "cpu_kernels": "torch"}):
+        assert "compiler" not in provenance(TrainingParams.model_validate(other))

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from finetune.errors import InputError
-from finetune.processor import cpu_name
+from finetune.processor import cpu_instructions
 
 LANES = 8  # channels come in multiples of this
 
@@ -120,9 +120,13 @@ def load() -> ctypes.CDLL:
     """The kernels, compiled unless they are in the cache: `finetune` in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        InputError: there is no C++ compiler, it fails, or the cache cannot be written.
+        InputError: there is no C++ compiler, it fails, the cache cannot be written, or what lies there not be loaded.
     """
-    library = ctypes.CDLL(str(_compiled(_compiler())))
+    file = _compiled(_compiler())
+    try:
+        library = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise InputError(f"{_WANTS}: {file}: cannot be loaded ({error}); remove it, or {_MEND}") from None
     for name, arguments in _ARGUMENTS.items():
         for of in _TYPES.values():
             kernel = getattr(library, f"{name}_{of}")
@@ -148,11 +152,23 @@ def _compiler() -> list[str]:
     raise InputError(f"{_WANTS}: {found}; {_MEND}")
 
 
+def compiler_version() -> str:
+    """What the compiler says of itself first.
+
+    Raises:
+        InputError: there is none.
+    """
+    return next(iter(_version(_compiler()).splitlines()), "")
+
+
+def _version(compiler: list[str]) -> str:
+    return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+
+
 def _compiled(compiler: list[str]) -> Path:
     """The library's file."""
     source = _SOURCE.read_bytes()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    asked = "\0".join((*compiler, *_FLAGS, version, cpu_name()))
+    asked = "\0".join((*compiler, *_FLAGS, _version(compiler), cpu_instructions()))
     digest = hashlib.sha256(source + asked.encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
     library = folder / f"cpu_kernels-{digest}.so"
@@ -165,7 +181,8 @@ def _compiled(compiler: list[str]) -> Path:
             command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode:
-                said = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip())
+                lines = result.stderr.splitlines()
+                said = next((line for line in lines if "error" in line), "".join(lines[:1]))
                 raise InputError(f"{_WANTS}: `{shlex.join(command)}` failed ({said}); mend that, or {_MEND}")
             made.replace(library)
     except OSError as error:

@@ -94,7 +94,7 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
     """
     if recipe.depthwise == "triton" and recipe.device == "cuda" and not depthwise.available():
         raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
-    if _takes_native_kernels(recipe) and recipe.compile != "none":
+    if takes_native_kernels(recipe) and recipe.compile != "none":
         raise InputError(
             f"training.cpu_kernels: native and training.compile: {recipe.compile} exclude each other on a CPU, as "
             "torch.compile makes kernels of its own; use one of them"
@@ -131,11 +131,12 @@ def change_layers(model: MobileNetV2, recipe: TrainingParams) -> None:
     if recipe.precision == "bf16" and recipe.device == "cpu":
         cpu_gradients.use_float32_gradients(model)
     spare_activations(model, recipe)
-    if _takes_native_kernels(recipe):
+    if takes_native_kernels(recipe):
         native_layers.use_native_layers(model)
 
 
-def _takes_native_kernels(recipe: TrainingParams) -> bool:
+def takes_native_kernels(recipe: TrainingParams) -> bool:
+    """Whether a training, whose device is resolved, is by this project's kernels for a CPU."""
     return recipe.cpu_kernels == "native" and recipe.device == "cpu"
 
 

@@ -12,10 +12,19 @@ def cores() -> int:
 
 def cpu_name() -> str:
     """As Linux names it; elsewhere its architecture."""
+    return _said("model name") or platform.machine()
+
+
+def cpu_instructions() -> str:
+    """Which sets of instructions it has, as Linux names them; elsewhere its architecture."""
+    return _said("flags") or _said("Features") or platform.machine()
+
+
+def _said(key: str) -> str | None:
+    """What Linux says of the first processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
 
 
 def cpu_has_bf16() -> bool:

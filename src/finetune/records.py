@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torchvision
 
-from finetune import catalogue
+from finetune import catalogue, cpu_kernels
 from finetune.batches import MEAN, STD
+from finetune.device import takes_native_kernels
 from finetune.recipe import TrainingParams
 from finetune.resolved import Prepared
 from finetune.training import Progress, group_names
@@ -70,6 +71,7 @@ def provenance(recipe: TrainingParams) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        **({"compiler": cpu_kernels.compiler_version()} if takes_native_kernels(recipe) else {}),
     }
 
 
