@@ -67,7 +67,7 @@ def settings(threads: Sequence[int], batch_sizes: Sequence[int], native: bool) -
         native: whether this project's kernels are tried, too; they are for channels_last.
     """
     precisions = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
-    layers = [("channels_last", "torch"), ("contiguous", "torch"), *([("channels_last", "native")] if native else [])]
+    layers = [("channels_last", "torch"), *([("channels_last", "native")] if native else []), ("contiguous", "torch")]
     return [
         Setting(precision, *layer, count, size)
         for precision, layer, count, size in product(precisions, layers, threads, batch_sizes)
