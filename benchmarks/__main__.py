@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import prepare_speed, start
 from benchmarks.engine import sensible, timms_best_flags
-from finetune import datasets
+from finetune import datasets, kernel_library
 from finetune.params import PrepareParams
 from finetune.prepare import prepare
 from finetune.processor import cores, cpu_has_bf16, cpu_name
@@ -127,6 +127,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "timm": version("timm") if importlib.util.find_spec("timm") else None,
         "timm_best": timms_best_flags(),
+        "compiler": kernel_library.built().compiler if kernel_library.available() else None,  # of our kernels
         "environment": {"ours, timm_same_allocator": THREADS_SLEEP},
     }
 

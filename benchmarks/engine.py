@@ -33,7 +33,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import mobilenet_v2
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
-from finetune import cpu_kernels
+from finetune import kernel_library
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
@@ -190,7 +190,7 @@ def sensible() -> tuple[str, ...]:
     """The ways worth measuring here: bf16 only where the CPU has instructions for it, PyTorch's kernels where there are
     ours beside them, timm where it is installed."""
     ways = WAYS if cpu_has_bf16() else tuple(way for way in WAYS if "bf16" not in way)
-    ways = ways if cpu_kernels.available() else tuple(way for way in ways if way != "ours_torch")
+    ways = ways if kernel_library.available() else tuple(way for way in ways if way != "ours_torch")
     return ways if importlib.util.find_spec("timm") else tuple(way for way in ways if not way.startswith("timm"))
 
 
@@ -212,7 +212,7 @@ def main(way: str, size: int, steps: int, warm_up: int, folder: Path, store: Pat
         rate = with_timm(size, steps, warm_up, folder, best=way != "timm_default")
     else:
         low = way == "ours_bf16" or (way == "ours_torch" and cpu_has_bf16())
-        kernels = "native" if way != "ours_torch" and cpu_kernels.available() else "torch"
+        kernels = "native" if way != "ours_torch" and kernel_library.available() else "torch"
         rate, feed_ratio = ours(size, steps, warm_up, store, "bf16" if low else "fp32", kernels)
         found["feed_ratio"] = round(feed_ratio, 4)
     print(json.dumps(found | {"images_per_second": round(rate, 2)}))

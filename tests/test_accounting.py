@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.models import MobileNet_V2_Weights, MobileNetV2
 
-from finetune import accounting
+from finetune import accounting, kernel_library
 from finetune.accounting import activation_bytes, flops_per_image, kept_for_backward
 from finetune.clock import PHASES
 from finetune.device import autocast, move_to_device
@@ -113,6 +113,15 @@ def test_where_frozen_layers_keep_less_what_training_keeps_is_counted(name: str,
     statistics = sum(n.num_features for n in layers if isinstance(n, nn.BatchNorm2d) and n.training)
     statistics += sum(2 * n.num_groups for n in layers if isinstance(n, nn.GroupNorm))
     assert exact - counted == (4 * statistics if precision == "bf16" else 0)
+
+
+@pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_by_this_projects_kernels_it_is_what_those_keep(precision: str) -> None:
+    native, by_pytorch = (recipe(32, precision, cpu_kernels=kernels) for kernels in ("native", "torch"))
+    counted = activation_bytes(network, [EVERYTHING], native, 2)
+    assert counted == measured(EVERYTHING, native, 2)
+    assert counted != activation_bytes(network, [EVERYTHING], by_pytorch, 2)
 
 
 def test_activations_grow_with_batch_and_image() -> None:

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import tiny_archives
-from finetune import cpu_kernels
+from finetune import kernel_library
 from finetune.batches import Batches
 from finetune.params import AugmentationParams
 from finetune.processor import cpu_has_bf16
@@ -42,7 +42,7 @@ def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path)
     assert {"commit", "dirty", "date", "machine", "python", "torch"} <= found.keys()
     assert {"images_per_second", "vs_plain", "vs_plain_in_batches"} <= found["prepare"].keys()
     against = {"vs_plain", "feed_ratio"} | ({"vs_own_fp32"} if cpu_has_bf16() else set())
-    against |= {"vs_own_torch_kernels"} if cpu_kernels.available() else set()
+    against |= {"vs_own_torch_kernels"} if kernel_library.available() else set()
     if importlib.util.find_spec("timm"):  # `make test` installs it
         against |= {"vs_timm_default", "vs_timm_best", "vs_timm_same_allocator"}
     assert {"images_per_second", *against} <= found["train_32"].keys()
@@ -130,7 +130,7 @@ def test_a_cpu_without_bf16_is_measured_in_float32_alone(monkeypatch: pytest.Mon
     from benchmarks.__main__ import compared
 
     monkeypatch.setattr(engine, "cpu_has_bf16", lambda: False)
-    monkeypatch.setattr(cpu_kernels, "available", lambda: True)
+    monkeypatch.setattr(kernel_library, "available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     ways = engine.sensible()
     assert ways == ("ours", "ours_torch", "plain", "timm_default", "timm_best", "timm_same_allocator")

@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner
 from torchvision.models import MobileNetV2
 
-from finetune import calibration, cpu_kernels
+from finetune import calibration, cpu_kernels, kernel_library
 from finetune.batches import Batches
 from finetune.calibration import Measured, Setting, Strategy, measure, other_sizes, settings, write
 from finetune.cli import cli
@@ -328,7 +328,7 @@ def test_the_command_prints_and_writes(study: Path, monkeypatch: pytest.MonkeyPa
     assert found.exit_code == 0, found.output
     assert "toy, 32 px, same_lr, 3 cores, medians of 3 rounds in turn:" in found.output
     assert "5.0 images/s" in found.output
-    assert "training has precision bf16, memory_format contiguous, cpu_kernels torch, threads 1 now" in found.output
+    assert "training has precision bf16, memory_format contiguous, threads 1 now" in found.output
     assert yaml.safe_load(study.read_text())["training"]["precision"] == "bf16"
 
 
@@ -364,7 +364,7 @@ def test_other_batch_sizes_are_measured_at_the_fastest_setting_and_not_written(
     assert found.exit_code == 0, found.output
     assert {one.batch_size for one in asked[0]} == {4}
     fastest = asked[0][-1]
-    assert {one.cpu_kernels for one in asked[0]} == ({"torch", "native"} if cpu_kernels.available() else {"torch"})
+    assert {one.cpu_kernels for one in asked[0]} == ({"torch", "native"} if kernel_library.available() else {"torch"})
     assert asked[1] == [replace(fastest, batch_size=size) for size in (4, 2, 8)]
     assert re.search(r"they change what is learnt.*\n +9\.0 images/s .*batch_size 8\n", found.output)
     assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 4
@@ -380,10 +380,7 @@ def test_other_batch_sizes_have_two_images_and_fill_two_batches(size: int, other
 def test_the_batch_size_is_written_where_it_is_asked_for_alone(study: Path) -> None:
     found = CliRunner().invoke(cli, ["calibrate", "--batch", "4", "--batch", "8"])
     assert "change what is learnt" not in found.output
-    assert (
-        "training has precision bf16, memory_format contiguous, cpu_kernels torch, threads 1, batch_size 8 now"
-        in found.output
-    )
+    assert "training has precision bf16, memory_format contiguous, threads 1, batch_size 8 now" in found.output
     assert yaml.safe_load(study.read_text())["training"]["batch_size"] == 8
 
 
@@ -403,7 +400,7 @@ def test_where_this_projects_kernels_cannot_be_had_it_is_said_and_measured_witho
     monkeypatch.setattr(calibration, "measure", measure)
     found = CliRunner().invoke(cli, ["calibrate", "--dry-run"])
     assert found.exit_code == 0, found.output
-    assert "cpu_kernels: native is left out: no C++ compiler" in found.output
+    assert "this project's own kernels are left out: no C++ compiler" in found.output
     assert {one.cpu_kernels for one in asked} == {"torch"}
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from finetune import checkpoint
+from finetune import checkpoint, cpu_kernels
 from finetune.checkpoint import FILE, Pace, Saver
 from finetune.errors import InputError
 
@@ -93,6 +93,19 @@ def test_a_checkpoint_of_other_libraries_or_another_processor_goes_on_and_says_s
     said = capsys.readouterr().out
     assert f"was made by torch {torch.__version__} on " in said
     assert ", ABACUS" in said and "bits may differ" in said
+
+
+def test_so_does_one_by_kernels_of_another_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "compiler_in_use", lambda: "c++ 12")
+    checkpoint.save(tmp_path, "f", {"epoch": 1})
+    assert checkpoint.load(tmp_path, "f") is not None
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(cpu_kernels, "compiler_in_use", lambda: "c++ 14")
+    assert checkpoint.load(tmp_path, "f") is not None
+    said = capsys.readouterr().out
+    assert ", kernels by c++ 12, and goes on with " in said and ", kernels by c++ 14; bits may differ" in said
 
 
 def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

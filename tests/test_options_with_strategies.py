@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune import cpu_kernels
+from finetune import kernel_library
 from finetune.errors import InputError
 from finetune.params import parse
 from finetune.resolved import check_strategies
@@ -28,7 +28,7 @@ BUNDLES: dict[str, dict[str, Any]] = {
     },
     "head_first": {
         "freeze_epochs": 1,
-        "cpu_kernels": "native" if cpu_kernels.available() else "torch",
+        "cpu_kernels": "native" if kernel_library.available() else "torch",
         "cutmix": 1.0,
         "ema": 0.9,
         "optimizer": {"name": "adamw"},

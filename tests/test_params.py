@@ -596,6 +596,12 @@ def test_params_are_frozen(tiny: Raw) -> None:
             "training: activation_checkpointing and compile: default exclude each other",
         ),
         ({"compile": "default", "lean_backward": True}, "training: lean_backward and compile: default exclude"),
+        ({"compile": "default", "cpu_kernels": "native"}, "training: cpu_kernels: native and compile: default exclude"),
+        (
+            {"memory_format": "contiguous", "cpu_kernels": "native"},
+            "training: cpu_kernels: native is for memory_format: channels_last, found contiguous; set that, or",
+        ),
+        ({"cpu_kernels": "own"}, "training.cpu_kernels: found 'own' (text), expected: one of 'torch' or 'native'"),
         ({"ema": 1.0}, "training.ema: found 1.0 (number), expected: a number below 1"),
         ({"accumulation": 0}, "training.accumulation: found 0 (integer), expected: a number of at least 1"),
         ({"bn": "frozen"}, "training.bn: found 'frozen' (text), expected: one of 'train', 'eval' or 'affine_only'"),

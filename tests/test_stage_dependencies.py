@@ -41,7 +41,15 @@ BESIDE = {
     "sheet": {"datasets"},  # names
     "train": {"datasets"},
     # Of the backward pass.
-    "evaluate": {"cpu_gradients", "cpu_kernels", "datasets", "native_layers", "recomputation", "strategies.plan"},
+    "evaluate": {
+        "cpu_gradients",
+        "cpu_kernels",
+        "datasets",
+        "kernel_library",
+        "native_layers",
+        "recomputation",
+        "strategies.plan",
+    },
     "compare": {"datasets", "recipe"},
     # comparison.json has what they worked out; the store's reader is for types.
     "report": {"comparison_cost", "datasets", "evaluated_runs", "recipe", "store"},

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.models import MobileNetV2
 
-from finetune import checkpoint, cpu_kernels, training
+from finetune import checkpoint, training
 from finetune.batches import Batches
 from finetune.checkpoint import Pace
 from finetune.device import change_layers
@@ -521,7 +521,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "averaged weights": {"ema": 0.9},
     "checkpointing": {"activation_checkpointing": True},
     "a lean backward pass": {"lean_backward": True},
-    **({"this project's kernels": {"cpu_kernels": "native"}} if cpu_kernels.available() else {}),
+    **({"this project's kernels": {"cpu_kernels": "native"}} if kernel_library.available() else {}),
     "warm-up and steps": {"schedule": ScheduleParams(name="step", every=2, gamma=0.1, warmup_epochs=1.5)},
 }
 

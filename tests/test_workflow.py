@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -93,6 +94,18 @@ def test_a_study_of_two_data_sets_pulls_all_that_dvc_repro_asks_for(
         workflow.run_study(study_of("cub200", "cifar10"), Layout(tmp_path), silent)
     every = [f"data/{name}" for name in ("cars196", "cifar10", "cifar100", "cub200", "food101")]
     assert asked == [("pull", *every), ("repro",)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto", "cuda"])
+def test_kernels_that_cannot_be_compiled_are_refused_before_anything_is_brought(
+    device: str, tmp_path: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    native = study_of("cub200", training={"device": device, "cpu_kernels": "native"})
+    with pytest.raises(InputError, match=r"CXX is no-such-compiler" if device != "cuda" else "dvc repro ended"):
+        workflow.run_study(native, Layout(tmp_path), silent)
+    assert bool(asked) == (device == "cuda")
 
 
 def test_what_is_there_is_not_pulled(tmp_path: Path, asked: list[tuple[str, ...]]) -> None:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import MobileNetV2
 
 from finetune.clock import PHASES
-from finetune.device import autocast, change_layers
+from finetune.device import autocast, change_layers, memory_format
 from finetune.optimizers import make_optimizer
 from finetune.recipe import TrainingParams
 from finetune.recomputation import Recomputed
@@ -88,6 +88,7 @@ def activation_bytes(
     with FakeTensorMode():
         model = build()
         images = torch.empty(batch, 3, recipe.image_size, recipe.image_size)
+        images = images.to(memory_format=memory_format(recipe))
         labels = torch.empty(batch, dtype=torch.int64)
         begins: list[Tensor] = []  # of the blocks that are computed again
         change_layers(model, recipe)

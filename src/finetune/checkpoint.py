@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from finetune import cpu_kernels
 from finetune.errors import InputError
 from finetune.interruption import held
 from finetune.processor import cpu_has_bf16, cpu_name
@@ -144,7 +145,7 @@ def save(work: Path, fingerprint: str, content: dict[str, Any], device: str = "c
 
 def load(work: Path, fingerprint: str, device: str = "cpu") -> dict[str, Any] | None:
     """The last checkpoint in `work`; None when there is none, it is another run's, or it is damaged, which is said on
-    stdout. So is that another PyTorch or another processor made it: then bits may differ.
+    stdout. So is that another PyTorch, processor or compiler of this project's kernels made it: then bits may differ.
 
     Raises:
         InputError: the file is there and cannot be read.
@@ -182,4 +183,5 @@ def _maker(device: str) -> str:
     if device == "cuda":
         return f"torch {torch.__version__} on {torch.cuda.get_device_name()}"
     low = ", bf16" if cpu_has_bf16() else ""
-    return f"torch {torch.__version__} on {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}{low}"
+    kernels = f", kernels by {compiler}" if (compiler := cpu_kernels.compiler_in_use()) else ""
+    return f"torch {torch.__version__} on {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}{low}{kernels}"

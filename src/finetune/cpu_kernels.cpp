@@ -1,12 +1,11 @@
 // BatchNorm (Ioffe and Szegedy 2015, arXiv 1502.03167) by the statistics of a batch, alone or with ReLU6 behind it, and
 // its gradients, for a CPU. A batch is rows of channels, as it lies in memory in channels_last: rows = N x H x W.
 //
-// PyTorch passes over the batch five times forward and eight times backward, ReLU6 included, not at the memory's speed.
-// Here it is two reads and a write forward, two times two reads and a write backward: whether ReLU6 lets a gradient
-// through is worked out from its input again.
+// Memory bounds it: two reads of the batch and a write forward, four reads and a write backward. So ReLU6 comes along,
+// and whether it lets a gradient through is worked out from its input again.
 //
-// Numbers: float32 within a block of rows, of values less the first row's, double across blocks. Blocks depend on the
-// shape alone and channels lie side by side in the vectors, so neither threads nor the vectors' width change a bit.
+// Numbers: float32 within a block of rows, of values less the mean of a few rows from everywhere; double across blocks.
+// Blocks and those rows depend on the shape alone, so that threads change no bit.
 
 #include <algorithm>
 #include <cmath>
@@ -23,12 +22,12 @@ constexpr ptrdiff_t BLOCK = 65536;  // bytes of float32 in a block of rows: what
 template <int LANES> struct Vector;
 template <> struct Vector<16> {
     typedef float Floats __attribute__((vector_size(64)));
-    typedef int32_t Words __attribute__((vector_size(64)));
+    typedef uint32_t Words __attribute__((vector_size(64)));
     typedef uint16_t Halves __attribute__((vector_size(32)));
 };
 template <> struct Vector<8> {
     typedef float Floats __attribute__((vector_size(32)));
-    typedef int32_t Words __attribute__((vector_size(32)));
+    typedef uint32_t Words __attribute__((vector_size(32)));
     typedef uint16_t Halves __attribute__((vector_size(16)));
 };
 
@@ -68,7 +67,7 @@ template <int LANES> struct Lanes {
         return values > 6.0f ? Floats{} + 6.0f : values;
     }
     static Floats where_relu6_is_linear(Floats before, Floats gradient, float six) {
-        return bits_of<Floats>(bits_of<Words>(gradient) & ~((before <= 0.0f) | (before >= six)));
+        return bits_of<Floats>(bits_of<Words>(gradient) & ~bits_of<Words>((before <= 0.0f) | (before >= six)));
     }
 };
 
@@ -108,6 +107,19 @@ std::vector<double> sums(Shape shape, int threads, Pair pair) {
     return total;
 }
 
+// The means of up to 64 rows from all over the batch: squares of what is left lose no digits to a mean far from 0.
+template <typename T, int LANES> std::vector<float> near_mean(const T *x, Shape shape) {
+    using Of = Lanes<LANES>;
+    const ptrdiff_t rows = std::min<ptrdiff_t>(shape.rows, 64);
+    std::vector<float> mean(shape.channels);
+    for (ptrdiff_t row = 0; row < rows; row++)
+        for (ptrdiff_t channel = 0; channel < shape.channels; channel += LANES) {
+            const auto value = Of::load(x + row * shape.rows / rows * shape.channels + channel);
+            Of::store(mean.data() + channel, Of::load(mean.data() + channel) + value / float(rows));
+        }
+    return mean;
+}
+
 // From where on values are 6 once they are rounded: 6, and in bf16 6 less half of the step from there down.
 template <typename T> constexpr float SIX = sizeof(T) == sizeof(float) ? 6.0f : 6.0f - 1.0f / 64;
 
@@ -125,17 +137,15 @@ void forward(const T *x, T *y, Shape shape, const float *weight, const float *bi
              float *running_variance, double momentum, double eps, bool relu6, float *kept_rows, int threads) {
     using Of = Lanes<LANES>;
     const ptrdiff_t channels = shape.channels;
+    const std::vector<float> near = near_mean<T, LANES>(x, shape);
     const std::vector<double> sum = sums<LANES>(shape, threads, [&](ptrdiff_t at, ptrdiff_t channel) {
-        auto less = Of::load(x + at) - Of::load(x + channel);
+        auto less = Of::load(x + at) - Of::load(near.data() + channel);
         return Two<typename Of::Floats>{less, less * less};
     });
-    std::vector<float> first(channels);
-    for (ptrdiff_t channel = 0; channel < channels; channel += LANES)
-        Of::store(first.data() + channel, Of::load(x + channel));
     Kept kept(kept_rows, channels);
     const double rows = double(shape.rows);
     for (ptrdiff_t channel = 0; channel < channels; channel++) {
-        const double less = sum[channel] / rows, mean = first[channel] + less;
+        const double less = sum[channel] / rows, mean = near[channel] + less;
         const double found = sum[channels + channel] / rows - less * less, variance = found < 0 ? 0 : found;  // NaN stays
         const double inverse = 1 / std::sqrt(variance + eps), scale = inverse * weight[channel];
         kept.scale[channel] = float(scale);
@@ -199,7 +209,7 @@ void backward(const T *x, const T *gradient, T *of_x, Shape shape, const float *
 }  // namespace
 
 // `channels` is a multiple of 8; `kept` has four rows of channels.
-#define KERNELS(NAME, T)                                                                                             \
+#define KERNELS(NAME, T)                                                                                               \
     extern "C" void batchnorm_forward_##NAME(const T *x, T *y, ptrdiff_t rows, ptrdiff_t channels,                     \
                                              const float *weight, const float *bias, float *running_mean,              \
                                              float *running_variance, double momentum, double eps, int relu6,          \
@@ -213,7 +223,7 @@ void backward(const T *x, const T *gradient, T *of_x, Shape shape, const float *
                                               float *of_weight, float *of_bias, int threads) {                         \
         auto *run = channels % 16 ? backward<T, 8> : backward<T, 16>;                                                  \
         run(x, gradient, of_x, {rows, channels}, weight, kept, relu6 != 0, of_weight, of_bias, threads);               \
-    }                                                                                                                  
+    }
 
 KERNELS(float, float)
 KERNELS(bf16, uint16_t)

@@ -1,39 +1,32 @@
 """This project's kernels for a CPU, cpu_kernels.cpp, as functions of tensors.
 
-A machine's own C++ compiler compiles them when they are first wanted, for that machine's instructions, into the user's
-cache; later processes load what lies there. Numbers do not depend on threads, but may on the compiler.
+Numbers do not depend on threads, but may on the compiler.
 """
 
 import ctypes
 import functools
-import hashlib
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from finetune import kernel_library
 from finetune.errors import InputError
-from finetune.processor import cpu_instructions
 
 LANES = 8  # channels come in multiples of this
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 _TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 _POINTER, _SIZE, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_double
 _ARGUMENTS = {
     "batchnorm_forward": [*[_POINTER] * 2, *[_SIZE] * 2, *[_POINTER] * 4, _DOUBLE, _DOUBLE, _INT, _POINTER, _INT],
     "batchnorm_backward": [*[_POINTER] * 3, *[_SIZE] * 2, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT],
 }
-_WANTS = "training.cpu_kernels: native"
-_MEND = "install one (Debian: apt install g++), or set training.cpu_kernels: torch"
+
+
+class Kernels(NamedTuple):
+    library: ctypes.CDLL
+    compiler: str
 
 
 def fit(x: Tensor) -> bool:
@@ -112,82 +105,30 @@ def _rows(x: Tensor) -> tuple[int, int]:
 
 def _kernel(name: str, x: Tensor) -> Any:
     """The kernel for tensors of x's dtype."""
-    return getattr(load(), f"{name}_{_TYPES[x.dtype]}")
+    return getattr(load().library, f"{name}_{_TYPES[x.dtype]}")
 
 
 @functools.cache
-def load() -> ctypes.CDLL:
-    """The kernels, compiled unless they are in the cache: `finetune` in $XDG_CACHE_HOME or ~/.cache.
+def load() -> Kernels:
+    """The kernels; compiled, the first time on a machine.
 
     Raises:
-        InputError: there is no C++ compiler, it fails, the cache cannot be written, or what lies there not be loaded.
+        InputError: as `kernel_library.built`, or the library cannot be loaded.
     """
-    file = _compiled(_compiler())
+    built = kernel_library.built()
     try:
-        library = ctypes.CDLL(str(file))
+        library = ctypes.CDLL(str(built.file))
     except OSError as error:
-        raise InputError(f"{_WANTS}: {file}: cannot be loaded ({error}); remove it, or {_MEND}") from None
+        raise InputError(
+            f"{kernel_library.WANTED}: {built.file}: cannot be loaded ({error}); remove it, or {kernel_library.MEND}"
+        ) from None
     for name, arguments in _ARGUMENTS.items():
         for of in _TYPES.values():
             kernel = getattr(library, f"{name}_{of}")
             kernel.argtypes, kernel.restype = arguments, None
-    return library
+    return Kernels(library, built.compiler)
 
 
-def available() -> bool:
-    """Whether this machine has a C++ compiler; it may yet fail."""
-    try:
-        return bool(_compiler())
-    except InputError:
-        return False
-
-
-def _compiler() -> list[str]:
-    """The command that $CXX names, else c++, g++ or clang++."""
-    named = shlex.split(os.environ.get("CXX", ""))
-    for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
-        if shutil.which(command[0]):
-            return command
-    found = f"CXX is {shlex.join(named)}, which is no program here" if named else "no C++ compiler on the PATH"
-    raise InputError(f"{_WANTS}: {found}; {_MEND}")
-
-
-def compiler_version() -> str:
-    """What the compiler says of itself first.
-
-    Raises:
-        InputError: there is none.
-    """
-    return next(iter(_version(_compiler()).splitlines()), "")
-
-
-def _version(compiler: list[str]) -> str:
-    return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-
-
-def _compiled(compiler: list[str]) -> Path:
-    """The library's file."""
-    source = _SOURCE.read_bytes()
-    asked = "\0".join((*compiler, *_FLAGS, _version(compiler), cpu_instructions()))
-    digest = hashlib.sha256(source + asked.encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
-    library = folder / f"cpu_kernels-{digest}.so"
-    if library.is_file():
-        return library
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:  # others may compile at the same time
-            made = Path(aside) / library.name
-            command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            if result.returncode:
-                lines = result.stderr.splitlines()
-                said = next((line for line in lines if "error" in line), "".join(lines[:1]))
-                raise InputError(f"{_WANTS}: `{shlex.join(command)}` failed ({said}); mend that, or {_MEND}")
-            made.replace(library)
-    except OSError as error:
-        raise InputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}), expected a folder for compiled "
-            "kernels; mend its permissions or name another cache in XDG_CACHE_HOME"
-        ) from None
-    return library
+def compiler_in_use() -> str | None:
+    """Whose kernels this process has loaded, None for none: its bits may depend on it."""
+    return load().compiler if load.cache_info().currsize else None

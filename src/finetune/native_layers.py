@@ -1,12 +1,13 @@
 """BatchNorm layers that train by this project's kernels for a CPU (`training.cpu_kernels: native`).
 
-By the statistics of a batch, with the ReLU6 behind it, forward and backward: what takes more than two fifths of a
-float32 step by PyTorch's kernels, and a third to a half of that by these (docs/performance.md).
+By the statistics of a batch, with the ReLU6 behind it, forward and backward. By PyTorch's kernels that is more than two
+fifths of a float32 step; these take half of the time (docs/performance.md).
 
 What these are not made for goes PyTorch's way: evaluation, BatchNorm on running statistics, and tensors that are not
 channels_last or whose channels are no multiple of eight.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -31,7 +32,12 @@ def use_native_layers(model: MobileNetV2) -> None:
         if type(module) is Conv2dNormActivation and _is_fusable(*module):
             module.__class__ = _ConvNormReLU6
         elif isinstance(module, nn.BatchNorm2d) and not isinstance(module, _BatchNorm2d):
-            module.__class__ = type(_BatchNorm2d.__name__, (_BatchNorm2d, type(module)), {})
+            module.__class__ = _over(type(module))
+
+
+@functools.cache
+def _over(layer: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
+    return type(_BatchNorm2d.__name__, (_BatchNorm2d, layer), {})
 
 
 def _is_fusable(*layers: nn.Module) -> bool:
@@ -47,11 +53,16 @@ class _ConvNormReLU6(Conv2dNormActivation):
     def forward(self, input: Tensor) -> Tensor:
         conv, norm, activation = self
         out = conv(input)
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (norm, activation))
-        if isinstance(norm, nn.BatchNorm2d) and not hooked and _apply_to(norm, out):
+        if isinstance(norm, nn.BatchNorm2d) and not _hooked(norm, activation) and _apply_to(norm, out):
             return _normalised(norm, out, relu6=True)
         result: Tensor = activation(norm(out))
         return result
+
+
+def _hooked(*layers: nn.Module) -> bool:
+    """Whether somebody waits for the calls of one of these."""
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any(getattr(layer, kind) for layer in layers for kind in kinds)
 
 
 def _apply_to(norm: nn.BatchNorm2d, x: Tensor) -> bool:
@@ -74,7 +85,11 @@ def _normalised(norm: nn.BatchNorm2d, x: Tensor, relu6: bool) -> Tensor:
 
 
 class _Normalisation(torch.autograd.Function):
-    """Keeps its input. With ReLU6, the gradient is the next convolution's or the pooling's, made for this alone."""
+    """Keeps its input.
+
+    With ReLU6 the gradient is cut where it lies: what MobileNetV2 makes of a ReLU6's output is convolved, pooled or
+    looked at by a penalty, and never added to by itself, which would hand one gradient to two.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:

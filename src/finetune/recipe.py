@@ -90,7 +90,7 @@ class TrainingParams(Section):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32: fp32 but for the products' operands, on a GPU
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"  # mode of torch.compile
     depthwise: Literal["torch", "triton"] = "torch"  # whose kernels the depthwise convolutions take on a GPU
-    cpu_kernels: Literal["torch", "native"] = "torch"  # BatchNorm's on a CPU; native: ours, by this machine's compiler
+    cpu_kernels: Literal["torch", "native"] = "torch"  # whose BatchNorm trains on a CPU; native: ours, in channels_last
     lean_backward: bool = False  # frozen layers keep what the backward pass needs, and no more; takes time on a CPU
     activation_checkpointing: bool = False  # compute a block's forward pass again instead of keeping what it made
     deterministic: bool = False  # on a GPU: only kernels that give the same bits again; on the CPU all do
@@ -117,5 +117,16 @@ class TrainingParams(Section):
                 raise ValueError(
                     f"{key} and compile: {self.compile} exclude each other, as torch.compile decides by itself what to "
                     "keep; use one of them"
+                )
+        if self.cpu_kernels == "native" and self.device != "cuda":
+            if self.compile != "none":
+                raise ValueError(
+                    f"cpu_kernels: native and compile: {self.compile} exclude each other on a CPU, as torch.compile "
+                    "makes kernels of its own; use one of them"
+                )
+            if self.memory_format != "channels_last":
+                raise ValueError(
+                    f"cpu_kernels: native is for memory_format: channels_last, found {self.memory_format}; set that, "
+                    "or cpu_kernels: torch"
                 )
         return self

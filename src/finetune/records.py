@@ -71,7 +71,7 @@ def provenance(recipe: TrainingParams) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        **({"compiler": cpu_kernels.compiler_version()} if takes_native_kernels(recipe) else {}),
+        **({"compiler": cpu_kernels.load().compiler} if takes_native_kernels(recipe) else {}),
     }
 
 

@@ -11,9 +11,19 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from finetune import agreement, aside, data_file, datasets, dvc_process, lock_file, sample_remote, side_by_side
+from finetune import (
+    agreement,
+    aside,
+    data_file,
+    datasets,
+    dvc_process,
+    kernel_library,
+    lock_file,
+    sample_remote,
+    side_by_side,
+)
 from finetune.errors import InputError
-from finetune.params import Params
+from finetune.params import Params, TrainingParams
 from finetune.study import Layout, Run, anchor, dataset_of, runs
 
 Say = Callable[[str], None]
@@ -27,6 +37,7 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
             steps before it are done and need not be repeated.
     """
     agreement.check(params, layout.root)  # before hours are spent on those cells that can be trained
+    _check_kernels(params.training_for(run.dataset, run.strategy) for run in runs(params))
     # Each training makes a run of its own, also when this process is in a run of `mlflow run`.
     os.environ.pop("MLFLOW_RUN_ID", None)
     sample_remote.check(layout.root, layout.root / data_file.NAME)
@@ -56,6 +67,17 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
     say(f"report:  {layout.report / 'report.md'} (and report.html)")
     say("runs:    make ui")
     say(f"predict: finetune predict {params.study.datasets[0]} IMAGE …")
+
+
+def _check_kernels(recipes: Iterable[TrainingParams]) -> None:
+    """Raise InputError where one asks for this project's kernels, and this machine cannot compile them."""
+    devices = {recipe.device for recipe in recipes if recipe.cpu_kernels == "native"}
+    if "auto" in devices:
+        from finetune.device import resolve_device
+
+        devices.add(resolve_device("auto"))
+    if "cpu" in devices:
+        kernel_library.built()
 
 
 def _reproduce(params: Params, layout: Layout, say: Say) -> int:
@@ -113,6 +135,8 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
     began = time.monotonic() if began is None else began
     root = anchor()
     agreement.check_run(params, root, run.dataset, run.strategy)
+    recipe = params.training_for(run.dataset, run.strategy)
+    _check_kernels([recipe.model_copy(update={"device": device or recipe.device})])
     pull_archives(Layout(root), [f"data/{run.dataset}"])
     own = root / ".finetune" / "runs" / (os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex)
     layout = Layout(own, _inputs(params, root, run.dataset))

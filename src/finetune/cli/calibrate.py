@@ -11,7 +11,7 @@ from finetune.errors import InputError
 
 if TYPE_CHECKING:
     from finetune.calibration import Measured
-    from finetune.params import Params
+    from finetune.params import Params, TrainingParams
 
 
 @cli.command()
@@ -39,7 +39,7 @@ def calibrate(
     depend on these settings: changing them trains anew. The batch size changes what is learnt: half and twice of it are
     measured, too, at the fastest setting, and not written; of sizes that --batch names, the fastest is.
     """
-    from finetune import calibration, cpu_kernels
+    from finetune import calibration
     from finetune.processor import cores
     from finetune.side_by_side import jobs
     from finetune.store import open_store
@@ -56,14 +56,7 @@ def calibrate(
         _check_effect(params, params_file, name, written)
     most = cores()
     threads = sorted({2**n for n in range(most.bit_length()) if 2**n <= most} | {most})
-    native = recipe.compile == "none"  # torch.compile has its own
-    if native:
-        try:
-            cpu_kernels.load()
-        except InputError as refused:
-            click.echo(f"cpu_kernels: native is left out: {refused}")
-            native = False
-    tried = calibration.settings(threads, batches or (recipe.batch_size,), native)
+    tried = calibration.settings(threads, batches or (recipe.batch_size,), _native(recipe))
     if {one.precision for one in tried} == {"fp32"}:
         click.echo("bf16 is left out: this CPU has no instructions for it, so it takes longer than fp32")
     at_once = (lambda _: 1) if alone else jobs
@@ -74,6 +67,8 @@ def calibrate(
     if recipe.compile != "none":
         click.echo(f"without torch.compile, which would take minutes a setting; training.compile is {recipe.compile}")
     fastest = measured[0].setting
+    if fastest.cpu_kernels == recipe.cpu_kernels:  # a key at its default, put there, would have DVC train anew
+        written.remove("cpu_kernels")
     if not dry_run:
         calibration.write(params_file, fastest, written)
         values = ", ".join(f"{key} {value}" for key, value in asdict(fastest).items() if key in written)
@@ -84,6 +79,20 @@ def calibrate(
         click.echo("the fastest with other batch sizes, in turn; they change what is learnt and are not written:")
         _print(found)
         click.echo("`--batch 32 --batch 64` measures those sizes, and writes the fastest")
+
+
+def _native(recipe: "TrainingParams") -> bool:
+    """Whether this project's kernels are measured, too; says why not."""
+    from finetune import cpu_kernels
+
+    try:
+        if recipe.compile != "none":
+            raise InputError(f"training.compile is {recipe.compile}, which makes kernels of its own")
+        cpu_kernels.load()
+    except InputError as reason:
+        click.echo(f"this project's own kernels are left out: {reason}")
+        return False
+    return True
 
 
 def _print(measured: "list[Measured]") -> None:

@@ -1,16 +1,18 @@
 """Compiling this project's kernels for a CPU: once, by the compiler that there is, with clear words where it fails."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from finetune import cpu_kernels
+from finetune import cpu_kernels, kernel_library
 from finetune.errors import InputError
 
-needs_compiler = pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler")
+CXX = shlex.join(kernel_library.compiler()) if kernel_library.available() else ""
+needs_compiler = pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,7 @@ def program(folder: Path, code: str) -> Path:
 @needs_compiler
 def test_they_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
-    monkeypatch.setenv("CXX", str(program(tmp_path, f'echo "$@" >> {log}; exec c++ "$@"')))
+    monkeypatch.setenv("CXX", str(program(tmp_path, f'echo "$@" >> {log}; exec {CXX} "$@"')))
     load()
     load()
     asked = [line for line in log.read_text().splitlines() if "--version" not in line]
@@ -46,7 +48,7 @@ def test_another_compiler_or_other_arguments_of_it_compile_them_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load()
-    monkeypatch.setenv("CXX", "c++ -g")
+    monkeypatch.setenv("CXX", f"{CXX} -g")
     load()
     assert len(list((tmp_path / "cache" / "finetune").iterdir())) == 2
 
@@ -63,15 +65,41 @@ def test_processes_at_once_do_not_see_each_others_halves(tmp_path: Path) -> None
 def test_without_a_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert not cpu_kernels.available()
+    assert not kernel_library.available()
     with pytest.raises(InputError, match=r"cpu_kernels: native: no C\+\+ compiler on the PATH; install one .*g\+\+"):
         load()
 
 
 def test_a_compiler_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O3")
-    assert not cpu_kernels.available()
+    assert not kernel_library.available()
     with pytest.raises(InputError, match=r"CXX is no-such-compiler -O3, which is no program here; install one"):
+        load()
+
+
+def test_a_compiler_that_is_no_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "c++ '-g")
+    assert not kernel_library.available()
+    with pytest.raises(InputError, match=r"CXX is c\+\+ '-g, which is no command \(No closing quotation\)"):
+        load()
+
+
+def test_a_compiler_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = program(tmp_path, "")
+    broken.write_bytes(b"\x7fELF")
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(InputError, match=r"/compiler: cannot be run \(Exec format error\); mend that, or install one"):
+        load()
+
+
+def test_without_a_home_the_cache_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("CXX", str(program(tmp_path, "true")))
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(InputError, match="no home folder for a cache of compiled kernels; name one in XDG_CACHE_HOME"):
         load()
 
 
