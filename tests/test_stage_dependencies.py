@@ -40,16 +40,8 @@ BESIDE = {
     "prepare": {"aside", "kept", "recipe", "store_check"},  # where a store is made, and whether it has to be
     "sheet": {"datasets"},  # names
     "train": {"datasets"},
-    # Of the backward pass.
-    "evaluate": {
-        "cpu_gradients",
-        "cpu_kernels",
-        "datasets",
-        "kernel_library",
-        "native_layers",
-        "recomputation",
-        "strategies.plan",
-    },
+    "evaluate": {"datasets", "strategies.plan", "cpu_gradients", "recomputation"}  # the last ones of the backward pass
+    | {"cpu_kernels", "kernel_library", "native_layers"},
     "compare": {"datasets", "recipe"},
     # comparison.json has what they worked out; the store's reader is for types.
     "report": {"comparison_cost", "datasets", "evaluated_runs", "recipe", "store"},

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.models import MobileNetV2
 
-from finetune import checkpoint, training
+from finetune import checkpoint, kernel_library, training
 from finetune.batches import Batches
 from finetune.checkpoint import Pace
 from finetune.device import change_layers

@@ -85,9 +85,8 @@ def _cache() -> Path:
     try:
         return Path(named) if named else Path.home() / ".cache"
     except RuntimeError:  # no HOME, and no such user
-        raise InputError(
-            f"{WANTED}: no home folder for a cache of compiled kernels; name one in XDG_CACHE_HOME"
-        ) from None
+        found = "no home folder for a cache of compiled kernels"
+        raise InputError(f"{WANTED}: {found}; name one in XDG_CACHE_HOME") from None
 
 
 def _compile(command: list[str], file: Path) -> Path:

@@ -7,7 +7,6 @@ What these are not made for goes PyTorch's way: evaluation, BatchNorm on running
 channels_last or whose channels are no multiple of eight.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from torchvision.models import MobileNetV2
 from torchvision.ops.misc import Conv2dNormActivation
 
 from finetune import cpu_kernels
+
+_OVER: dict[type[nn.BatchNorm2d], type[nn.BatchNorm2d]] = {}  # a class of BatchNorm -> that with these passes over it
 
 
 def use_native_layers(model: MobileNetV2) -> None:
@@ -32,12 +33,8 @@ def use_native_layers(model: MobileNetV2) -> None:
         if type(module) is Conv2dNormActivation and _is_fusable(*module):
             module.__class__ = _ConvNormReLU6
         elif isinstance(module, nn.BatchNorm2d) and not isinstance(module, _BatchNorm2d):
-            module.__class__ = _over(type(module))
-
-
-@functools.cache
-def _over(layer: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
-    return type(_BatchNorm2d.__name__, (_BatchNorm2d, layer), {})
+            made = type(_BatchNorm2d.__name__, (_BatchNorm2d, type(module)), {})
+            module.__class__ = _OVER.setdefault(type(module), made)
 
 
 def _is_fusable(*layers: nn.Module) -> bool:

@@ -71,7 +71,7 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
 
 def _check_kernels(recipes: Iterable[TrainingParams]) -> None:
     """Raise InputError where one asks for this project's kernels, and this machine cannot compile them."""
-    devices = {recipe.device for recipe in recipes if recipe.cpu_kernels == "native"}
+    devices: set[str] = {recipe.device for recipe in recipes if recipe.cpu_kernels == "native"}
     if "auto" in devices:
         from finetune.device import resolve_device
 
