@@ -3,7 +3,8 @@
     python -m benchmarks.step_profile --size 224 --batch-size 32
 
 Plain is torchvision's network as it comes, float32, contiguous, PyTorch's own memory; then this project's step, float32
-and bf16. Milliseconds are torch.profiler's, of the operations themselves, means over the steps.
+and bf16, by PyTorch's kernels and, where there is a C++ compiler, by this project's. Milliseconds are torch.profiler's,
+of the operations themselves, means over the steps.
 """
 
 from collections import defaultdict
@@ -17,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models import mobilenet_v2
 
 from benchmarks.engine import CLASSES
+from finetune import kernel_library
 from finetune import model as models
 from finetune.device import configure, memory_format, move_to_device
 from finetune.optimizers import make_optimizer
@@ -29,6 +31,7 @@ KINDS = {
     "convolutions, backward": ("convolution_backward", "_slow_conv2d_backward"),
     "BatchNorm, forward": ("native_batch_norm", "_native_batch_norm_legit"),
     "BatchNorm, backward": ("native_batch_norm_backward",),
+    "BatchNorm with ReLU6, ours": ("_Normalisation", "_NormalisationBackward"),
     "ReLU6": ("hardtanh", "hardtanh_", "hardtanh_backward", "clamp", "clamp_"),
     "copies and casts": ("copy_", "fill_", "zero_"),
     "optimizer": ("_fused_adam_", "addcdiv_", "addcmul_", "lerp_"),
@@ -36,7 +39,7 @@ KINDS = {
 
 
 def steps_of(way: str, size: int, batch: int, threads: int) -> Callable[[], object]:
-    """A training step on one batch that lies ready."""
+    """A training step on one batch that lies ready; of `plain`, `ours fp32`, `ours fp32 native` and the like."""
     images, labels = torch.rand(batch, 3, size, size), torch.arange(batch) % CLASSES
     if way == "plain":
         torch.set_num_threads(threads)
@@ -49,10 +52,9 @@ def steps_of(way: str, size: int, batch: int, threads: int) -> Callable[[], obje
             adam.step()
 
         return step
-    precision = way.rpartition(" ")[2]
-    recipe = TrainingParams.model_validate(
-        {"image_size": size, "batch_size": batch, "precision": precision, "threads": threads, "device": "cpu"}
-    )
+    _, precision, *own_kernels = way.split()
+    settings = {"image_size": size, "batch_size": batch, "precision": precision, "threads": threads, "device": "cpu"}
+    recipe = TrainingParams.model_validate(settings | ({"cpu_kernels": "native"} if own_kernels else {}))
     configure(recipe)
     model = models.build(CLASSES, 0)
     move_to_device(model, recipe)
@@ -79,12 +81,14 @@ def by_kind(events: EventList, steps: int) -> dict[str, float]:
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--steps", default=5, show_default=True)
-def main(size: int, batch_size: int, threads: int, steps: int) -> None:
+@click.option("--warm-up", default=10, show_default=True, help="Steps before them, through which the heap grows.")
+def main(size: int, batch_size: int, threads: int, steps: int, warm_up: int) -> None:
     """Profile each way, one after another in a process: plain first, before the allocator is set."""
     columns: dict[str, dict[str, float]] = {}
-    for way in ("plain", "ours fp32", "ours bf16"):
+    kernels = ("", " native") if kernel_library.available() else ("",)
+    for way in ("plain", *(f"ours {precision}{own}" for precision in ("fp32", "bf16") for own in kernels)):
         step = steps_of(way, size, batch_size, threads)
-        for _ in range(10):  # the heap grows through the first few
+        for _ in range(warm_up):
             step()
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             for _ in range(steps):

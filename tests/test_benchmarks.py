@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,3 +178,28 @@ def test_the_most_alive_is_the_highest_sum_on_the_way(monkeypatch: pytest.Monkey
 
     assert most_alive([5, 3, -4, 2, -6]) == 8
     assert most_alive([]) == 0
+
+
+@pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("module", "words", "said"),
+    [
+        ("batchnorm", ["--rounds", "1"], r"\| all \| \|( \d+ \|){4}"),
+        (
+            "step_profile",
+            ["--steps", "1", "--warm-up", "1"],
+            r"\| BatchNorm with ReLU6, ours \| 0 \| 0 \| \d+ \| 0 \| \d+ \|",
+        ),
+    ],
+)
+def test_where_a_steps_time_goes_is_told(module: str, words: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", "--size", "32", "--batch-size", "2", "--threads", "1", *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "src"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(said, done.stdout), done.stdout
