@@ -26,7 +26,7 @@ from finetune.cli import cli
 from finetune.crew import crew
 from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
-from finetune.params import TrainingParams, parse
+from finetune.params import TrainingParams, load, parse
 from finetune.resolved import resolve
 from finetune.step import Step
 from finetune.store import open_store
@@ -402,6 +402,54 @@ def test_where_this_projects_kernels_cannot_be_had_it_is_said_and_measured_witho
     assert found.exit_code == 0, found.output
     assert "this project's own kernels are left out: no C++ compiler" in found.output
     assert {one.cpu_kernels for one in asked} == {"torch"}
+
+
+NATIVE = replace(FAST, precision="fp32", memory_format="channels_last", cpu_kernels="native", batch_size=4)
+CONTIGUOUS = replace(NATIVE, memory_format="contiguous", cpu_kernels="torch")
+OTHERS = "  other: {plan: same_lr, training: {%s}}\n"
+
+
+@pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("there", "strategies", "words", "fastest", "kernels"),
+    [
+        ("", "", [], NATIVE, "native"),
+        ("", "", [], CONTIGUOUS, None),
+        ("cpu_kernels: native", "", [], NATIVE, "native"),
+        ("cpu_kernels: native", "", [], CONTIGUOUS, "torch"),
+        ("cpu_kernels: native", "", ["--set", "training.cpu_kernels=torch"], CONTIGUOUS, "torch"),
+        ("", "", ["--set", "training.cpu_kernels=native"], NATIVE, "native"),
+        ("compile: default", "", ["--set", "training.compile=none"], NATIVE, None),
+        ("", OTHERS % "memory_format: contiguous", [], NATIVE, None),
+        ("", OTHERS % "cpu_kernels: native", [], CONTIGUOUS, None),
+    ],
+)
+def test_whatever_is_written_can_be_read(
+    there: str,
+    strategies: str,
+    words: list[str],
+    fastest: Setting,
+    kernels: str | None,
+    study: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`fastest` is so if it is tried at all."""
+    listed = "strategies: [same_lr, other]" if strategies else "strategies: [same_lr]"
+    text = TEXT.replace("strategies: [same_lr]", listed).replace(
+        "  batch_size: 4", f"  batch_size: 4\n  {there}".rstrip()
+    )
+    study.write_text(text + strategies)
+
+    def measure(*given: Any) -> list[Measured]:
+        tried = sorted(given[3], key=lambda one: replace(one, threads=1, batch_size=4) != fastest)
+        return [Measured(one, (1.0,)) for one in tried]
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    found = CliRunner().invoke(cli, ["calibrate", *words])
+    assert found.exit_code == 0, found.output
+    written = load(study).training
+    assert written.cpu_kernels == (kernels or "torch")
+    assert ("cpu_kernels" in yaml.safe_load(study.read_text())["training"]) == (kernels is not None)
 
 
 def test_that_nothing_was_compiled_is_said_where_training_compiles(study: Path) -> None:

@@ -96,16 +96,27 @@ def test_a_study_of_two_data_sets_pulls_all_that_dvc_repro_asks_for(
     assert asked == [("pull", *every), ("repro",)]
 
 
-@pytest.mark.parametrize("device", ["cpu", "auto", "cuda"])
-def test_kernels_that_cannot_be_compiled_are_refused_before_anything_is_brought(
-    device: str, tmp_path: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("device", [None, "cpu", "auto"])
+def test_kernels_that_cannot_be_compiled_are_refused_before_a_run_brings_anything(
+    device: str | None, tmp_path: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    native = study_of("cub200", training={"device": device, "cpu_kernels": "native"})
-    with pytest.raises(InputError, match=r"CXX is no-such-compiler" if device != "cuda" else "dvc repro ended"):
-        workflow.run_study(native, Layout(tmp_path), silent)
-    assert bool(asked) == (device == "cuda")
+    native = study_of("cub200", training={"image_size": 32, "device": "cpu", "cpu_kernels": "native"})
+    with pytest.raises(InputError, match=r"CXX is no-such-compiler"):
+        workflow.run_alone(native, Run("cub200", "same_lr", 0), device)
+    assert asked == []
+
+
+def test_a_recipe_for_a_gpu_that_is_none_for_a_cpu_is_refused_before_a_run_brings_anything(
+    tmp_path: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    both = study_of("cub200", training={"device": "cuda", "cpu_kernels": "native", "memory_format": "contiguous"})
+    with pytest.raises(InputError, match=r"params\.yaml on cpu: training: cpu_kernels: native is for memory_format"):
+        workflow.run_alone(both, Run("cub200", "same_lr", 0), "cpu")
+    assert asked == []
 
 
 def test_what_is_there_is_not_pulled(tmp_path: Path, asked: list[tuple[str, ...]]) -> None:

@@ -90,15 +90,10 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
 
     Raises:
         InputError: training.depthwise is triton on a GPU, without Triton; or training.cpu_kernels is native on a CPU,
-            and this machine cannot compile them, or torch.compile is asked for, too.
+            and this machine cannot compile them.
     """
     if recipe.depthwise == "triton" and recipe.device == "cuda" and not depthwise.available():
         raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
-    if takes_native_kernels(recipe) and recipe.compile != "none":  # of a recipe for a GPU, given a CPU
-        raise InputError(
-            f"training.cpu_kernels: native and training.compile: {recipe.compile} exclude each other on a CPU; "
-            "set one of them to torch or none"
-        )
     model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
     if recipe.device == "cuda":
         gpu_convolutions.use_fast_forms(model, recipe.memory_format == "channels_last")

@@ -7,6 +7,7 @@ What these are not made for goes PyTorch's way: evaluation, BatchNorm on running
 channels_last or whose channels are no multiple of eight.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -16,8 +17,6 @@ from torchvision.models import MobileNetV2
 from torchvision.ops.misc import Conv2dNormActivation
 
 from finetune import cpu_kernels
-
-_OVER: dict[type[nn.BatchNorm2d], type[nn.BatchNorm2d]] = {}  # a class of BatchNorm -> that with these passes over it
 
 
 def use_native_layers(model: MobileNetV2) -> None:
@@ -33,8 +32,14 @@ def use_native_layers(model: MobileNetV2) -> None:
         if type(module) is Conv2dNormActivation and _is_fusable(*module):
             module.__class__ = _ConvNormReLU6
         elif isinstance(module, nn.BatchNorm2d) and not isinstance(module, _BatchNorm2d):
-            made = type(_BatchNorm2d.__name__, (_BatchNorm2d, type(module)), {})
-            module.__class__ = _OVER.setdefault(type(module), made)
+            layer: Any = type(module)
+            module.__class__ = _over(layer)
+
+
+@functools.cache
+def _over(layer: Any) -> Any:
+    """A class of BatchNorm with these passes over its own."""
+    return type(_BatchNorm2d.__name__, (_BatchNorm2d, layer), {})
 
 
 def _is_fusable(*layers: nn.Module) -> bool:

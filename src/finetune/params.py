@@ -173,6 +173,18 @@ def parse(raw: Mapping[str, Any], origin: str = "params.yaml") -> Params:
     return params
 
 
+def on_device(recipe: TrainingParams, device: str) -> TrainingParams:
+    """A recipe for another device.
+
+    Raises:
+        InputError: it is none for that.
+    """
+    try:
+        return TrainingParams.model_validate({**recipe.model_dump(), "device": device})
+    except ValidationError as error:
+        raise InputError(sentence(f"params.yaml on {device}", ("training",), error, TrainingParams)) from None
+
+
 def _check_override(origin: str, where: tuple[str, ...], base: Section, over: Mapping[str, Any]) -> None:
     try:
         type(base).model_validate(merge(base.model_dump(), over))

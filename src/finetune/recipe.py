@@ -122,7 +122,7 @@ class TrainingParams(Section):
             if self.compile != "none":
                 raise ValueError(
                     f"cpu_kernels: native and compile: {self.compile} exclude each other on a CPU, as torch.compile "
-                    "makes kernels of its own; use one of them"
+                    "makes kernels of its own; use one of them, or device: cuda"
                 )
             if self.memory_format != "channels_last":
                 raise ValueError(

@@ -10,7 +10,7 @@ from torchvision.models import MobileNetV2
 from finetune import model as models
 from finetune.device import resolve_device
 from finetune.errors import InputError, named
-from finetune.params import Params, TrainingParams
+from finetune.params import Params, TrainingParams, on_device
 from finetune.store import Split, Store, open_store
 from finetune.strategies import adapts, build_model, build_plan, check_options, source_digest
 from finetune.strategies.adjustments import adjusted
@@ -60,7 +60,7 @@ def resolve(params: Params, layout: Layout, run: Run, device: str | None = None)
     plan, options = params.plan_for(run.strategy), params.strategies[run.strategy].options
     check_options(run.strategy, plan, options)
     recipe = params.training_for(run.dataset, run.strategy)
-    recipe = recipe.model_copy(update={"device": resolve_device(device or recipe.device)})
+    recipe = on_device(recipe, resolve_device(device or recipe.device))
     store = open_store(layout.store(run.dataset))
     if recipe.selection == "best" and not len(store.split("val")):
         raise InputError(

@@ -23,7 +23,7 @@ from finetune import (
     side_by_side,
 )
 from finetune.errors import InputError
-from finetune.params import Params, TrainingParams
+from finetune.params import Params, on_device
 from finetune.study import Layout, Run, anchor, dataset_of, runs
 
 Say = Callable[[str], None]
@@ -37,7 +37,6 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
             steps before it are done and need not be repeated.
     """
     agreement.check(params, layout.root)  # before hours are spent on those cells that can be trained
-    _check_kernels(params.training_for(run.dataset, run.strategy) for run in runs(params))
     # Each training makes a run of its own, also when this process is in a run of `mlflow run`.
     os.environ.pop("MLFLOW_RUN_ID", None)
     sample_remote.check(layout.root, layout.root / data_file.NAME)
@@ -67,17 +66,6 @@ def run_study(params: Params, layout: Layout, say: Say = print) -> None:
     say(f"report:  {layout.report / 'report.md'} (and report.html)")
     say("runs:    make ui")
     say(f"predict: finetune predict {params.study.datasets[0]} IMAGE …")
-
-
-def _check_kernels(recipes: Iterable[TrainingParams]) -> None:
-    """Raise InputError where one asks for this project's kernels, and this machine cannot compile them."""
-    devices: set[str] = {recipe.device for recipe in recipes if recipe.cpu_kernels == "native"}
-    if "auto" in devices:
-        from finetune.device import resolve_device
-
-        devices.add(resolve_device("auto"))
-    if "cpu" in devices:
-        kernel_library.built()
 
 
 def _reproduce(params: Params, layout: Layout, say: Say) -> int:
@@ -118,7 +106,8 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
     left to `finetune track`.
 
     Raises:
-        InputError: the strategy does not go with its recipe, said before anything is pulled; or an input is missing.
+        InputError: the strategy does not go with its recipe, or the recipe not with this machine, said before anything
+            is pulled; or an input is missing.
 
     Args:
         device: auto, cpu or cuda; None for what params.yaml says.
@@ -129,6 +118,7 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
         The run's own layout, and its folder.
     """
     from finetune import interruption, kept_runs, resolved, stages, tracking
+    from finetune.device import resolve_device
     from finetune.live import Live
     from finetune.training import Listener
 
@@ -136,7 +126,9 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
     root = anchor()
     agreement.check_run(params, root, run.dataset, run.strategy)
     recipe = params.training_for(run.dataset, run.strategy)
-    _check_kernels([recipe.model_copy(update={"device": device or recipe.device})])
+    if recipe.cpu_kernels == "native" and resolve_device(device or recipe.device) == "cpu":
+        on_device(recipe, "cpu")
+        kernel_library.built()
     pull_archives(Layout(root), [f"data/{run.dataset}"])
     own = root / ".finetune" / "runs" / (os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex)
     layout = Layout(own, _inputs(params, root, run.dataset))

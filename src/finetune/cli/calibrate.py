@@ -10,7 +10,7 @@ from finetune.cli import check_dataset, cli, load, reads_params
 from finetune.errors import InputError
 
 if TYPE_CHECKING:
-    from finetune.calibration import Measured
+    from finetune.calibration import Measured, Setting
     from finetune.params import Params, TrainingParams
 
 
@@ -57,6 +57,8 @@ def calibrate(
     most = cores()
     threads = sorted({2**n for n in range(most.bit_length()) if 2**n <= most} | {most})
     tried = calibration.settings(threads, batches or (recipe.batch_size,), _native(recipe))
+    if not dry_run:
+        tried = _writable(tried, params_file, written)
     if {one.precision for one in tried} == {"fp32"}:
         click.echo("bf16 is left out: this CPU has no instructions for it, so it takes longer than fp32")
     at_once = (lambda _: 1) if alone else jobs
@@ -67,7 +69,7 @@ def calibrate(
     if recipe.compile != "none":
         click.echo(f"without torch.compile, which would take minutes a setting; training.compile is {recipe.compile}")
     fastest = measured[0].setting
-    if fastest.cpu_kernels == recipe.cpu_kernels:  # a key at its default, put there, would have DVC train anew
+    if fastest.cpu_kernels == load(params_file)[0].training.cpu_kernels:  # put there at its default, all trained anew
         written.remove("cpu_kernels")
     if not dry_run:
         calibration.write(params_file, fastest, written)
@@ -93,6 +95,30 @@ def _native(recipe: "TrainingParams") -> bool:
         click.echo(f"this project's own kernels are left out: {reason}")
         return False
     return True
+
+
+def _writable(tried: "list[Setting]", params_file: Path, keys: list[str]) -> "list[Setting]":
+    """Those that params.yaml may have; says why not the others.
+
+    Raises:
+        InputError: it may have none.
+    """
+    from finetune import params
+    from finetune import params_file as files
+
+    raw, refused, left = files.read(params_file), {}, []
+    for setting in tried:
+        values = {key: value for key, value in asdict(setting).items() if key in keys}
+        try:
+            params.parse({**raw, "training": {**(raw.get("training") or {}), **values}}, str(params_file))
+            left.append(setting)
+        except InputError as error:
+            refused[str(error)] = error
+    for reason in refused:
+        click.echo(f"left out, as it could not be written: {reason}")
+    if not left:
+        raise next(iter(refused.values()))
+    return left
 
 
 def _print(measured: "list[Measured]") -> None:
