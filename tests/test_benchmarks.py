@@ -23,19 +23,25 @@ from finetune.store import Split
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path) -> None:
-    tiny_archives.write("cub200", tmp_path / "archives", classes=2, train=90, test=2)
-    words = ["--archive", str(tmp_path / "archives" / "CUB_200_2011.tgz"), "--out", str(tmp_path / "results")]
-    words += ["--sizes", "32", "--rounds", "1", "--steps", "1", "--warm-up", "1", "--starts", "1"]
+def printed(module: str, *words: str, **environment: str) -> str:
+    """What a benchmark prints, run as its users do."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *words],
+        [sys.executable, "-m", module, *words],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": "src"} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_benchmark_writes_its_keys_and_where_they_were_taken(tmp_path: Path) -> None:
+    tiny_archives.write("cub200", tmp_path / "archives", classes=2, train=90, test=2)
+    words = ["--archive", str(tmp_path / "archives" / "CUB_200_2011.tgz"), "--out", str(tmp_path / "results")]
+    words += ["--sizes", "32", "--rounds", "1", "--steps", "1", "--warm-up", "1", "--starts", "1"]
+    printed("benchmarks", *words, OMP_NUM_THREADS="1")
     latest, dated = sorted((tmp_path / "results").iterdir(), key=lambda file: file.name, reverse=True)
     assert latest.name == "latest.json"
     assert latest.read_text() == dated.read_text()
@@ -156,16 +162,7 @@ def test_only_what_is_set_up_as_ours_is_has_threads_that_sleep(monkeypatch: pyte
 def test_the_memory_of_a_step_is_told_by_strategy() -> None:
     settings = ("training.image_size=32", "training.batch_size=4", "training.precision=fp32")
     words = ["studies/catalogue.yaml", "cifar10", "last_layer", *(w for s in settings for w in ("--set", s))]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step_memory", *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": "src"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    row = done.stdout.splitlines()[-1].split("|")[1:-1]
+    row = printed("benchmarks.step_memory", *words).splitlines()[-1].split("|")[1:-1]
     kept, alive, _, before = map(float, row[1:])
     assert row[0].strip() == "`last_layer`"
     assert 0 <= kept < 1 < before  # MB
@@ -193,13 +190,5 @@ def test_the_most_alive_is_the_highest_sum_on_the_way(monkeypatch: pytest.Monkey
     ],
 )
 def test_where_a_steps_time_goes_is_told(module: str, words: list[str], said: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", "--size", "32", "--batch-size", "2", "--threads", "1", *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": "src"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(said, done.stdout), done.stdout
+    out = printed(f"benchmarks.{module}", "--size", "32", "--batch-size", "2", "--threads", "1", *words)
+    assert re.search(said, out), out
