@@ -44,7 +44,8 @@ def shapes(size: int) -> Counter[tuple[int, int, int]]:
 def ways(x: Tensor) -> tuple[Callable[[], object], ...]:
     """Each of WAYS on maps like `x`."""
     channels = x.shape[1]
-    weight, bias, mean, variance = (torch.ones(channels) for _ in range(4))
+    norm = cpu_kernels.Norm(*(torch.ones(channels) for _ in range(4)))
+    weight, bias, mean, variance, *_ = norm
     gradients = torch.randn_like(x), torch.randn_like(x)
 
     def forward() -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +53,7 @@ def ways(x: Tensor) -> tuple[Callable[[], object], ...]:
         return torch.ops.aten.hardtanh_(out, 0, 6), *kept
 
     out, *kept = forward()
-    _, ours_kept = cpu_kernels.batchnorm(x, weight, bias, mean, variance, 0.1, 1e-5, True)
+    _, ours_kept = cpu_kernels.batchnorm(x, norm, True)
 
     def backward() -> None:
         cut = torch.ops.aten.hardtanh_backward(gradients[0], out, 0, 6, grad_input=gradients[0])
@@ -60,7 +61,7 @@ def ways(x: Tensor) -> tuple[Callable[[], object], ...]:
 
     return (
         forward,
-        lambda: cpu_kernels.batchnorm(x, weight, bias, mean, variance, 0.1, 1e-5, True),
+        lambda: cpu_kernels.batchnorm(x, norm, True),
         backward,
         lambda: cpu_kernels.batchnorm_backward(x, gradients[1], weight, ours_kept, True, in_place=True),
     )

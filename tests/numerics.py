@@ -18,17 +18,18 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_suffix(".json")
+CPP = ".cpp", ".h"
 
 
 def modules() -> list[str]:
     """The code that dvc.yaml names for stage train, and the plans, of which it has notes."""
     named = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
     plans = (path.relative_to(ROOT).as_posix() for path in (ROOT / "src/finetune/strategies").glob("*.py"))
-    return sorted({path for path in named if path.endswith((".py", ".cpp"))} | set(plans))
+    return sorted({path for path in named if path.endswith((".py", *CPP))} | set(plans))
 
 
 def digests() -> dict[str, str]:
-    of = {".py": digest, ".cpp": digest_of_cpp}
+    of = {".py": digest, **dict.fromkeys(CPP, digest_of_cpp)}
     return {path: of[Path(path).suffix]((ROOT / path).read_text()) for path in modules()}
 
 

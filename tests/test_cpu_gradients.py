@@ -116,6 +116,6 @@ def test_of_mobilenet_the_four_strided_depthwise_layers_are_meant_under_bf16_alo
         model = models.build(3, 0)
         names = list(model.state_dict())
         move_to_device(model, TrainingParams(device="cpu", precision=precision))  # type: ignore[arg-type]
-        found = [module for module in model.modules() if type(module).__name__ == "_StridedInGroups"]
+        found = [module for module in model.modules() if type(module).__name__ == "StridedConv2d"]
         assert len(found) == expected
         assert list(model.state_dict()) == names

@@ -11,6 +11,7 @@ from torchvision.models import MobileNetV2
 from torchvision.ops.misc import Conv2dNormActivation
 
 from finetune import cpu_kernels, kernel_library, model
+from finetune.cpu_kernels import Norm
 from finetune.device import autocast, move_to_device
 from finetune.native_layers import use_native_layers
 from finetune.params import TrainingParams
@@ -58,8 +59,8 @@ class Layer:
 
     def native(self) -> dict[str, Tensor]:
         mean, variance = self.mean.clone(), self.variance.clone()
-        weights = self.weight, self.bias, mean, variance
-        out, kept = cpu_kernels.batchnorm(self.x, *weights, 0.1, 1e-5, self.relu)
+        norm = Norm(self.weight, self.bias, mean, variance)
+        out, kept = cpu_kernels.batchnorm(self.x, norm, self.relu)
         of = cpu_kernels.batchnorm_backward(self.x, self.gradient, self.weight, kept, self.relu, in_place=False)
         return self._named(out, *of, mean, variance)
 
@@ -136,7 +137,8 @@ def test_threads_change_no_bit(shape: tuple[int, ...], dtype: torch.dtype) -> No
 
 def test_in_place_the_gradient_is_the_same_bits() -> None:
     layer = Layer((3, 24, 9, 9), torch.float32, relu=True)
-    _, kept = cpu_kernels.batchnorm(layer.x, layer.weight, layer.bias, layer.mean, layer.variance, 0.1, 1e-5, True)
+    norm = Norm(layer.weight, layer.bias, layer.mean, layer.variance)
+    _, kept = cpu_kernels.batchnorm(layer.x, norm, True)
     given = layer.x, layer.gradient, layer.weight, kept, True
     elsewhere, *_ = cpu_kernels.batchnorm_backward(*given, in_place=False)
     here, *_ = cpu_kernels.batchnorm_backward(*given, in_place=True)
@@ -153,7 +155,8 @@ def test_relu6_passes_gradients_where_pytorchs_does(dtype: torch.dtype) -> None:
     x = values.view(-1, 1, 1, 1).repeat(1, 8, 1, 1).contiguous(memory_format=torch.channels_last)
     weight, bias, gradient = scale.repeat(8), torch.full((8,), 3.00302), torch.ones_like(x)
     theirs = batch_norm(x, None, None, weight, bias, True, 0.1, 1e-5)
-    _, kept = cpu_kernels.batchnorm(x, weight, bias, torch.zeros(8), torch.ones(8), 0.1, 1e-5, True)
+    norm = Norm(weight, bias, torch.zeros(8), torch.ones(8))
+    _, kept = cpu_kernels.batchnorm(x, norm, True)
     _, _, of_bias = cpu_kernels.batchnorm_backward(x, gradient, weight, kept, True, in_place=False)
     expected = float(((theirs > 0) & (theirs < 6))[:, 0].sum())
     assert float(of_bias[0]) == expected

@@ -27,8 +27,8 @@ def case(
 def test_the_network_is_the_one_that_such_a_run_trains(case: Case) -> None:
     model, _ = case.network()
     found = {(type(module).__module__.removeprefix("finetune."), type(module).__name__) for module in model.modules()}
-    assert found >= {("cpu_gradients", "_StridedInGroups")} | {
-        ("lean_backward", name) for name in ("_Conv2d", "_BatchNorm2d", "_ReLU6")
+    assert found >= {("cpu_gradients", "StridedConv2d")} | {
+        ("lean_backward", name) for name in ("LeanConv2d", "_BatchNorm2d", "_ReLU6")
     }
 
 

@@ -62,7 +62,7 @@ class _Convolution(torch.autograd.Function):
         return of_images, of_weight, None, None, None
 
 
-class _StridedInGroups(nn.Conv2d):
+class StridedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if not (torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
             return super().forward(input)
@@ -74,4 +74,4 @@ def use_float32_gradients(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             assert module.bias is None
-            module.__class__ = _StridedInGroups
+            module.__class__ = StridedConv2d

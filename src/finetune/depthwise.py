@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.depthwise_kernels import INSTALLED, convolve, correlate, spread
+from finetune.model import is_depthwise_3x3
 
 BLOCK = 1024  # values of a flattened (W, C) row per program: 8 bf16 (16 bytes) per thread of 4 warps
 TILE = 1024  # values of a (W, C) tile per program of the weight's gradient
@@ -179,17 +180,7 @@ def use_triton_depthwise(model: nn.Module) -> int:
     Returns:
         How many there are.
     """
-    layers = [module for module in model.modules() if type(module) is nn.Conv2d and _eligible(module)]
+    layers = [module for module in model.modules() if type(module) is nn.Conv2d and is_depthwise_3x3(module)]
     for layer in layers:
         layer.__class__ = DepthwiseConv2d
     return len(layers)
-
-
-def _eligible(layer: nn.Conv2d) -> bool:
-    return (
-        layer.groups == layer.in_channels == layer.out_channels
-        and (layer.kernel_size, layer.padding, layer.dilation) == ((3, 3), (1, 1), (1, 1))
-        and layer.stride in ((1, 1), (2, 2))
-        and layer.padding_mode == "zeros"
-        and layer.bias is None
-    )

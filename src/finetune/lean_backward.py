@@ -46,7 +46,7 @@ def keep_less(model: MobileNetV2, frozen: bool = True) -> None:
             vars(relu)["frozen_keep_less"] = frozen
     for module in model.modules() if frozen else ():
         if type(module) is nn.Conv2d and module.bias is None:
-            module.__class__ = _Conv2d
+            module.__class__ = LeanConv2d
         elif type(module) is nn.BatchNorm2d:
             module.__class__ = _BatchNorm2d
 
@@ -56,7 +56,7 @@ def average_pool(x: Tensor) -> Tensor:
     return _AveragePool.apply(x)
 
 
-class _Conv2d(nn.Conv2d):
+class LeanConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.weight.requires_grad or not _wanted(input):
             return super().forward(input)

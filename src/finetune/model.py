@@ -178,3 +178,14 @@ def digest(path: Path) -> str:
 def is_batchnorm(module: nn.Module) -> bool:
     """By type, never by name: MobileNetV2's BatchNorm layers have none in their names."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def is_depthwise_3x3(layer: nn.Conv2d) -> bool:
+    """Whether it is as in MobileNetV2's blocks: a pixel of zeros around, stride 1 or 2, without bias."""
+    return (
+        layer.groups == layer.in_channels == layer.out_channels
+        and (layer.kernel_size, layer.padding, layer.dilation) == ((3, 3), (1, 1), (1, 1))
+        and layer.stride in ((1, 1), (2, 2))
+        and layer.padding_mode == "zeros"
+        and layer.bias is None
+    )

@@ -1,7 +1,8 @@
-"""BatchNorm layers that train by this project's kernels for a CPU (`training.cpu_kernels: native`).
+"""Layers that train by this project's kernels for a CPU (`training.cpu_kernels: native`).
 
-By the statistics of a batch, with the ReLU6 behind it, forward and backward. By PyTorch's kernels that is more than two
-fifths of a float32 step; these take half of the time (docs/performance.md).
+BatchNorm by the statistics of a batch, with the ReLU6 behind it; and of the inverted residuals that expand their
+channels all that lies between the two pointwise convolutions, where all of it is trained. By PyTorch's kernels that is
+more than half of a float32 step; these take half of the time (docs/performance.md).
 
 What these are not made for goes PyTorch's way: evaluation, BatchNorm on running statistics, and tensors that are not
 channels_last or whose channels are no multiple of eight.
@@ -14,9 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchvision.models import MobileNetV2
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
 from finetune import cpu_kernels
+from finetune.cpu_gradients import StridedConv2d
+from finetune.lean_backward import LeanConv2d
+from finetune.model import is_depthwise_3x3
+
+_CONVOLUTIONS = nn.Conv2d, StridedConv2d, LeanConv2d  # what they compute is the same
 
 
 def use_native_layers(model: MobileNetV2) -> None:
@@ -34,6 +41,8 @@ def use_native_layers(model: MobileNetV2) -> None:
         elif isinstance(module, nn.BatchNorm2d) and not isinstance(module, _BatchNorm2d):
             layer: Any = type(module)
             module.__class__ = _over(layer)
+        elif isinstance(module, InvertedResidual) and type(module.conv) is nn.Sequential and _expands(*module.conv):
+            module.conv.__class__ = _ExpandedLayers
 
 
 @functools.cache
@@ -46,6 +55,12 @@ def _is_fusable(*layers: nn.Module) -> bool:
     return len(layers) == 3 and isinstance(layers[1], nn.BatchNorm2d) and isinstance(layers[2], nn.ReLU6)
 
 
+def _expands(*layers: nn.Module) -> bool:
+    """Whether these are a pointwise and a depthwise convolution, with BatchNorm and ReLU6 each, and two more layers."""
+    kinds = [isinstance(layer, Conv2dNormActivation) and _is_fusable(*layer) for layer in layers]
+    return kinds == [True, True, False, False] and is_depthwise_3x3(layers[1][0])
+
+
 class _BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         return _normalised(self, input, relu6=False) if _apply_to(self, input) else super().forward(input)
@@ -53,12 +68,48 @@ class _BatchNorm2d(nn.BatchNorm2d):
 
 class _ConvNormReLU6(Conv2dNormActivation):
     def forward(self, input: Tensor) -> Tensor:
-        conv, norm, activation = self
-        out = conv(input)
-        if isinstance(norm, nn.BatchNorm2d) and not _hooked(norm, activation) and _apply_to(norm, out):
-            return _normalised(norm, out, relu6=True)
-        result: Tensor = activation(norm(out))
+        return self.behind(self[0](input))
+
+    def behind(self, convolved: Tensor) -> Tensor:
+        """What comes after the convolution."""
+        _, norm, activation = self
+        if isinstance(norm, nn.BatchNorm2d) and not _hooked(norm, activation) and _apply_to(norm, convolved):
+            return _normalised(norm, convolved, relu6=True)
+        result: Tensor = activation(norm(convolved))
         return result
+
+
+class _ExpandedLayers(nn.Sequential):
+    """Of an inverted residual."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        expand, depthwise, project, norm = self
+        out = depthwise(expand(input)) if _kept_apart(expand, depthwise) else _middle(expand, depthwise, input)
+        result: Tensor = norm(project(out))
+        return result
+
+
+def _kept_apart(expand: nn.Module, depthwise: nn.Module) -> bool:
+    """Whether somebody has changed the layers, listens to them, or trains only some of them."""
+    if not (type(expand) is type(depthwise) is _ConvNormReLU6 and type(depthwise[0]) in _CONVOLUTIONS):
+        return True
+    layers = *list(expand)[1:], *depthwise
+    trained = all(parameter.requires_grad for layer in layers for parameter in layer.parameters())
+    return _hooked(expand, depthwise, *layers) or not trained
+
+
+def _middle(expand: _ConvNormReLU6, depthwise: _ConvNormReLU6, input: Tensor) -> Tensor:
+    conv, norms = depthwise[0], (expand[1], depthwise[1])
+    x = expand[0](input)
+    height, width = ((side - 1) // conv.stride[0] + 1 for side in x.shape[2:])
+    if len(x) * height * width < 2 or conv.weight.dtype != torch.float32 or not all(_apply_to(n, x) for n in norms):
+        result: Tensor = depthwise(expand.behind(x))
+        return result
+    parts: list[Any] = []
+    for norm in norms:
+        _count(norm)
+        parts += norm.weight, norm.bias, (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
+    return _Middle.apply(x, conv.weight, conv.stride[0], *parts)
 
 
 def _hooked(*layers: nn.Module) -> bool:
@@ -80,10 +131,14 @@ def _apply_to(norm: nn.BatchNorm2d, x: Tensor) -> bool:
 
 
 def _normalised(norm: nn.BatchNorm2d, x: Tensor, relu6: bool) -> Tensor:
+    _count(norm)
+    rest = norm.running_mean, norm.running_var, norm.momentum, norm.eps
+    return _Normalisation.apply(x, norm.weight, norm.bias, rest, relu6)
+
+
+def _count(norm: nn.BatchNorm2d) -> None:
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    statistics = norm.running_mean, norm.running_var
-    return _Normalisation.apply(x, norm.weight, norm.bias, *statistics, norm.momentum, norm.eps, relu6)
 
 
 class _Normalisation(torch.autograd.Function):
@@ -94,10 +149,10 @@ class _Normalisation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-        out, kept = cpu_kernels.batchnorm(x, weight, bias, *rest)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rest: tuple[Any, ...], relu6: bool) -> Tensor:
+        out, kept = cpu_kernels.batchnorm(x, cpu_kernels.Norm(weight, bias, *rest), relu6)
         ctx.save_for_backward(x, weight, kept)
-        ctx.relu6 = rest[-1]
+        ctx.relu6 = relu6
         return out
 
     @staticmethod
@@ -108,4 +163,27 @@ class _Normalisation(torch.autograd.Function):
         if gradient.stride() != x.stride():
             gradient, alone = torch.empty_like(x).copy_(gradient), True
         found = cpu_kernels.batchnorm_backward(x, gradient, weight, kept, ctx.relu6, in_place=alone)
-        return *(one if wanted else None for one, wanted in zip(found, ctx.needs_input_grad, strict=False)), *[None] * 5
+        return *(one if wanted else None for one, wanted in zip(found, ctx.needs_input_grad, strict=False)), None, None
+
+
+class _Middle(torch.autograd.Function):
+    """Keeps its input and what the convolution makes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, stride: int, *norms: Any) -> Tensor:
+        first, second = (cpu_kernels.Norm(weight, bias, *rest) for weight, bias, rest in (norms[:3], norms[3:]))
+        made = cpu_kernels.middle(x, taps, stride, first, second)
+        ctx.save_for_backward(x, taps, first.weight, second.weight, made.convolved, *made.kept)
+        ctx.stride = stride
+        return made.out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, taps, *weights, convolved, first_kept, second_kept = ctx.saved_tensors
+        if gradient.stride() != convolved.stride():
+            gradient = torch.empty_like(convolved).copy_(gradient)
+        of_x, of_taps, of_first, of_second = cpu_kernels.middle_backward(
+            x, taps, ctx.stride, weights, convolved, (first_kept, second_kept), gradient
+        )
+        return of_x, of_taps, None, *of_first, None, *of_second, None
