@@ -95,6 +95,7 @@ template <int LANES, typename T> Moments moments(const T *x, Shape shape, int th
     using Of = Lanes<LANES>;
     const std::vector<float> near = near_mean<LANES>(x, shape);
     const std::vector<double> sum = sums<LANES>(shape, threads, [&](ptrdiff_t at, ptrdiff_t channel) {
+        expect_more(x + at);
         auto less = Of::load(x + at) - Of::load(near.data() + channel);
         return Two<typename Of::Floats>{less, less * less};
     });
@@ -136,6 +137,8 @@ void normalise(const T *x, T *y, Shape shape, const Kept &kept, bool relu6, int 
         for (ptrdiff_t row = first; row < end; row++)
             for (ptrdiff_t channel = 0; channel < shape.channels; channel += LANES) {
                 const ptrdiff_t at = row * shape.channels + channel;
+                expect_more(x + at);
+                expect_to_write_more(y + at);
                 auto value = normalised<LANES>(Of::load(x + at), kept, channel);
                 Of::store(y + at, relu6 ? Of::relu6(value) : value);
             }
@@ -187,6 +190,8 @@ template <int LANES> struct Gradient {
     }
     template <typename T> std::vector<double> sums_of(const T *x, const T *from_above, Shape shape, int threads) const {
         return sums<LANES>(shape, threads, [&](ptrdiff_t at, ptrdiff_t channel) {
+            expect_more(x + at);
+            expect_more(from_above + at);
             auto value = Of::load(x + at), passed = this->passed(value, Of::load(from_above + at), channel);
             return Two<Floats>{passed, passed * less_mean(value, channel)};
         });
@@ -197,6 +202,8 @@ template <int LANES> struct Gradient {
             for (ptrdiff_t row = first; row < end; row++)
                 for (ptrdiff_t channel = 0; channel < shape.channels; channel += LANES) {
                     const ptrdiff_t here = row * shape.channels + channel;
+                    expect_more(x + here);
+                    expect_more(from_above + here);
                     Of::store(of_x + here, at(Of::load(x + here), Of::load(from_above + here), channel));
                 }
         });

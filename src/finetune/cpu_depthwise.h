@@ -41,12 +41,26 @@ class Rows {
     }
 };
 
+// Asks for the next row, vector by vector, while one is worked on channel by channel: memory is slow to be read like that.
+template <int LANES, typename T> class NextRow {
+    const T *const row;
+    const ptrdiff_t width;
+
+  public:
+    NextRow(const T *row, const Maps &maps, ptrdiff_t width) : row(row + width * maps.channels), width(width) {}
+    void expect(ptrdiff_t channel, ptrdiff_t pixel) const { __builtin_prefetch(row + channel * width + pixel * LANES); }
+    void expect_to_write(ptrdiff_t channel, ptrdiff_t pixel) const {
+        __builtin_prefetch(row + channel * width + pixel * LANES, 1);
+    }
+};
+
 template <int LANES, typename T>
 void convolve_row(const float *const rows[3], const float *taps, T *out, const Maps &maps, double *sum,
                   double *squares) {
     using Of = Lanes<LANES>;
     using Floats = typename Of::Floats;
     const ptrdiff_t channels = maps.channels, stride = maps.stride, width = maps.out_width();
+    const NextRow<LANES, T> next(out, maps, width);
     for (ptrdiff_t channel = 0; channel < channels; channel += LANES) {
         Floats tap[3][3], left[3], middle[3], total{};
         for (int y = 0; y < 3; y++) {
@@ -55,6 +69,7 @@ void convolve_row(const float *const rows[3], const float *taps, T *out, const M
             middle[y] = Of::load(rows[y] + channel);
         }
         for (ptrdiff_t x = 0; x < width; x++) {
+            next.expect_to_write(channel, x);
             Floats made{}, right[3];
             for (int y = 0; y < 3; y++) {
                 const float *here = rows[y] + stride * x * channels + channel;
@@ -96,8 +111,10 @@ Moments convolve(const T *x, T *out, const Maps &maps, const Kept &kept, const f
             auto make = [&](ptrdiff_t row, float *values) {
                 for (ptrdiff_t pixel = 0; pixel < in_row; pixel += channels)
                     for (ptrdiff_t channel = 0; channel < channels; channel += LANES) {
-                        const auto value = Of::load(from + row * in_row + pixel + channel);
-                        Of::store(values + pixel + channel, Of::relu6(normalised<LANES>(value, kept, channel)));
+                        const ptrdiff_t at = pixel + channel;
+                        expect_more(from + row * in_row + at);
+                        const auto value = Of::load(from + row * in_row + at);
+                        Of::store(values + at, Of::relu6(normalised<LANES>(value, kept, channel)));
                     }
             };
             activated.begin();
@@ -132,6 +149,7 @@ void gradient_row(const T *x, T *of_x, const float *const from_above[ROWS], cons
     using Of = Lanes<LANES>;
     using Floats = typename Of::Floats;
     const ptrdiff_t channels = maps.channels, width = maps.width;
+    const NextRow<LANES, T> next(x, maps, width), next_of(of_x, maps, width);
     for (ptrdiff_t channel = 0; channel < channels; channel += LANES) {
         Floats tap[ROWS][3], of_tap[ROWS][3] = {}, passed{}, product{};
         Floats left[ROWS], middle[ROWS], right[ROWS];
@@ -145,6 +163,8 @@ void gradient_row(const T *x, T *of_x, const float *const from_above[ROWS], cons
         const T *values = x + channel;
         T *to = of_x + channel;
         auto pixel = [&](ptrdiff_t at, auto gradient) {
+            next.expect(channel, at);
+            next_of.expect_to_write(channel, at);
             const Floats value = Of::load(values + at * channels), before = normalised<LANES>(value, kept, channel);
             const Floats activated = Of::relu6(before);
             const Floats cut = Of::where_relu6_is_linear(before, gradient(activated), 6.0f);
@@ -218,6 +238,8 @@ std::vector<double> convolve_back(const T *x, T *of_x, const T *out, const T *fr
                 for (ptrdiff_t pixel = 0; pixel < out_row; pixel += channels)
                     for (ptrdiff_t channel = 0; channel < channels; channel += LANES) {
                         const ptrdiff_t at = pixel + channel;
+                        expect_more(values + at);
+                        expect_more(above + at);
                         Of::store(to + at, gradient.at(Of::load(values + at), Of::load(above + at), channel));
                     }
             };

@@ -60,6 +60,14 @@ template <int LANES> struct Lanes {
     }
 };
 
+// Asks for what lies a little further on, as the processor's own prefetching ends with each page of 4 KiB.
+template <typename T> inline void expect_more(const T *at) {
+    __builtin_prefetch(reinterpret_cast<const char *>(at) + 2048);
+}
+template <typename T> inline void expect_to_write_more(T *at) {
+    __builtin_prefetch(reinterpret_cast<char *>(at) + 2048, 1);
+}
+
 // From where on values are 6 once they are rounded: 6, and in bf16 6 less half of the step from there down.
 template <typename T> constexpr float SIX = sizeof(T) == sizeof(float) ? 6.0f : 6.0f - 1.0f / 64;
 
