@@ -44,8 +44,8 @@ def shapes(size: int) -> Counter[tuple[int, int, int]]:
 def ways(x: Tensor) -> tuple[Callable[[], object], ...]:
     """Each of WAYS on maps like `x`."""
     channels = x.shape[1]
-    norm = cpu_kernels.Norm(*(torch.ones(channels) for _ in range(4)))
-    weight, bias, mean, variance, *_ = norm
+    weight, bias, mean, variance = (torch.ones(channels) for _ in range(4))
+    norm = cpu_kernels.Norm(weight, bias, mean, variance)
     gradients = torch.randn_like(x), torch.randn_like(x)
 
     def forward() -> tuple[Tensor, Tensor, Tensor]:

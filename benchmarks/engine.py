@@ -37,7 +37,7 @@ from finetune import kernel_library
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
 from finetune.batches import MEAN, STD, Batches
-from finetune.device import configure, move_to_device
+from finetune.device import Feed, configure, move_to_device
 from finetune.optimizers import make_optimizer
 from finetune.params import AugmentationParams, TrainingParams
 from finetune.processor import cpu_has_bf16
@@ -102,8 +102,9 @@ def ours(size: int, steps: int, warm_up: int, store: Path, precision: str, kerne
     step = TrainingStep(model, phase, make_optimizer(model, phase, recipe), recipe)
 
     def fed(batches: int) -> Batches:
-        some = type(whole)(whole.pixels, whole.index[: batches * BATCH], whole.labels[: batches * BATCH])
-        return Batches(some, size, BATCH, torch.device("cpu"), torch.channels_last, 0.875)
+        return Feed(recipe).batches(
+            type(whole)(whole.pixels, whole.index[: batches * BATCH], whole.labels[: batches * BATCH])
+        )
 
     train_epoch(step, fed(warm_up), 0, 0, "warm-up")
     measured, paired = fed(steps), fed(steps + 1)

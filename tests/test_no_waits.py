@@ -57,7 +57,7 @@ def pinned(tensor: Tensor) -> Tensor:
 @pytest.fixture(autouse=True)
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU without values; nothing that is kept for one outlives it, nor stems from another."""
-    kept = (batches._statistics, resampling._counted)
+    kept = (batches.statistics, resampling._counted)
     monkeypatch.setattr(Tensor, "pin_memory", pinned)
     for function in kept:
         function.cache_clear()

@@ -41,7 +41,7 @@ BESIDE = {
     "sheet": {"datasets"},  # names
     "train": {"datasets"},
     "evaluate": {"datasets", "strategies.plan", "cpu_gradients", "recomputation"}  # the last ones of the backward pass
-    | {"cpu_kernels", "kernel_library", "native_layers"},
+    | {"cpu_kernels", "kernel_library", "native_batches", "native_layers"},
     "compare": {"datasets", "recipe"},
     # comparison.json has what they worked out; the store's reader is for types.
     "report": {"comparison_cost", "datasets", "evaluated_runs", "recipe", "store"},

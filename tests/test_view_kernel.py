@@ -30,7 +30,7 @@ def drawn_and_multiplied(
     views = made._views(split.index[order], order, crops)
     rows = slice(1, len(order))
     products = normalise(views.resample(pixels, rows, True), layout)
-    return views.drawn(pixels, rows, batches._statistics(CPU), layout), products
+    return views.drawn(pixels, rows, batches.statistics(CPU), layout), products
 
 
 def compare() -> None:

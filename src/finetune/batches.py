@@ -104,7 +104,7 @@ class DeviceBatches(Batches):
 
     def _made(self, pixels: Tensor, views: Views, rows: slice) -> Tensor:
         if pixels.is_cuda and view_kernel.usable():
-            return views.drawn(pixels, rows, _statistics(self.device), self.memory_format)
+            return views.drawn(pixels, rows, statistics(self.device), self.memory_format)
         return normalise(views.resample(pixels, rows, self.exact), self.memory_format)
 
     def _streamed(
@@ -188,16 +188,16 @@ def normalise(images: Tensor, layout: torch.memory_format = torch.preserve_forma
     made = torch.empty_like(images, dtype=torch.float32, memory_format=layout).copy_(images)
     lines = made.permute(0, 2, 3, 1)
     if lines.is_contiguous():  # a CPU takes many values at once of lines, not of three channels
-        mean, deviation = _statistics(images.device, images.shape[3])
+        mean, deviation = statistics(images.device, images.shape[3])
         lines.flatten(2).sub_(mean).div_(deviation)
     else:
-        mean, deviation = (values.view(3, 1, 1) for values in _statistics(images.device))
+        mean, deviation = (values.view(3, 1, 1) for values in statistics(images.device))
         made.sub_(mean).div_(deviation)
     return made
 
 
 @cache
-def _statistics(device: torch.device, width: int = 1) -> tuple[Tensor, Tensor]:
+def statistics(device: torch.device, width: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the values 0 to 255 of a line of `width` pixels, the three channels of one beside
     each other; sent once, as sending them waits for the device."""
     mean, deviation = (torch.tensor(values, device=device).mul(255).repeat(width) for values in (MEAN, STD))

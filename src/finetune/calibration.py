@@ -18,10 +18,9 @@ import torch
 from torchvision.models import MobileNetV2
 
 from finetune.averaging import Averaged
-from finetune.batches import Batches
 from finetune.counting import counted
 from finetune.crew import crew
-from finetune.device import configure, memory_format, move_to_device, resolve_device
+from finetune.device import Feed, configure, move_to_device, resolve_device
 from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import TrainingParams
@@ -184,9 +183,7 @@ def _rate(
         def epoch(steps: int) -> None:
             rows = np.arange(steps * own.batch_size) % len(split)
             part = Split(split.pixels, split.index[rows], split.labels[rows])
-            cpu = torch.device("cpu")
-            batches = Batches(part, own.image_size, own.batch_size, cpu, memory_format(own), own.crop_pct)
-            train_epoch(step, batches, 0, 0, "calibrate")
+            train_epoch(step, Feed(own).batches(part), 0, 0, "calibrate")
 
         epoch(1)
         ready()

@@ -1,7 +1,8 @@
-// What cpu_kernels.py calls. `channels` is a multiple of 8; of layers, `weight` and `bias` gradients are rows of channels.
+// What cpu_kernels.py calls. `channels` is a multiple of 8; the gradients of a layer are two rows, weight and bias.
 
 #include "cpu_batchnorm.h"
 #include "cpu_depthwise.h"
+#include "cpu_views.h"
 
 #define KERNELS(NAME, T)                                                                                               \
     extern "C" void batchnorm_forward_##NAME(const T *x, T *y, ptrdiff_t rows, ptrdiff_t channels, const Norm *norm,   \
@@ -29,3 +30,8 @@
 
 KERNELS(float, float)
 KERNELS(bf16, uint16_t)
+
+extern "C" void views(const uint8_t *pixels, const View *views, ptrdiff_t count, ptrdiff_t size, const float *mean,
+                      const float *deviation, float *out, int threads) {
+    paint(pixels, views, count, size, mean, deviation, out, threads);
+}

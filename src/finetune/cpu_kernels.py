@@ -8,6 +8,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -25,6 +26,7 @@ _ARGUMENTS = {
     "middle_forward": [*[_POINTER] * 7, _INT],
     "middle_backward": [*[_POINTER] * 11, _INT],
 }
+_VIEWS: list[Any] = [*[_POINTER] * 2, *[_SIZE] * 2, *[_POINTER] * 3, _INT]
 
 
 class Norm(NamedTuple):
@@ -141,12 +143,29 @@ def middle_backward(
     return of_x, torch.empty_like(taps).copy_(of_taps.t().view(taps.shape)), of_first, of_second
 
 
+def views(pixels: np.ndarray, wanted: np.ndarray, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Parts of images, resized, mirrored and normalised: N x size x size x 3 in float32, each a line of pixels.
+
+    Args:
+        pixels: uint8, flat: images of height x width x 3.
+        wanted: int64, N x 12: an image's offset into the pixels, height, width; the top and left of its part, black
+            where that is beyond the image; for the way down and the way across, how many pixels it has, how many are
+            made of them in all, and which of these comes first in the view; whether it is mirrored left to right.
+        mean, deviation: float32, of the values of a line: size x 3.
+    """
+    wanted, size = np.ascontiguousarray(wanted, np.int64), len(mean) // 3
+    out = torch.empty(len(wanted), size, size, 3)
+    places = pixels.ctypes.data, wanted.ctypes.data, len(wanted), size
+    load().library.views(*places, *(tensor.data_ptr() for tensor in (mean, deviation, out)), torch.get_num_threads())
+    return out
+
+
 class _Norm(ctypes.Structure):
-    _fields_ = [
-        *[(name, _POINTER) for name in ("weight", "bias", "running_mean", "running_variance", "kept")],
+    _fields_ = (
+        *((name, _POINTER) for name in ("weight", "bias", "running_mean", "running_variance", "kept")),
         ("momentum", _DOUBLE),
         ("eps", _DOUBLE),
-    ]
+    )
 
     @classmethod
     def of(cls, norm: Norm, kept: Tensor) -> "_Norm":
@@ -159,7 +178,7 @@ class _Norm(ctypes.Structure):
 
 
 class _Maps(ctypes.Structure):
-    _fields_ = [(name, _SIZE) for name in ("images", "height", "width", "channels", "stride")]
+    _fields_ = tuple((name, _SIZE) for name in ("images", "height", "width", "channels", "stride"))
 
     @classmethod
     def of(cls, x: Tensor, stride: int) -> "_Maps":
@@ -211,6 +230,7 @@ def load() -> Kernels:
         for of in _TYPES.values():
             kernel = getattr(library, f"{name}_{of}")
             kernel.argtypes, kernel.restype = arguments, None
+    library.views.argtypes, library.views.restype = _VIEWS, None
     return Kernels(library, built.compiler)
 
 

@@ -10,6 +10,7 @@ from finetune import cpu_gradients, depthwise, gpu_convolutions, lean_backward, 
 from finetune.allocator import keep_freed_memory
 from finetune.batches import Batches, DeviceBatches
 from finetune.errors import InputError
+from finetune.native_batches import NativeBatches
 from finetune.params import TrainingParams
 from finetune.processor import cpu_has_bf16
 from finetune.store import Split
@@ -155,7 +156,7 @@ class Feed:
         recipe, device = self._recipe, torch.device(self._recipe.device)
         common = (split, recipe.image_size, recipe.batch_size, device, memory_format(recipe), recipe.crop_pct)
         if device.type == "cpu":
-            return Batches(*common)
+            return (NativeBatches if takes_native_kernels(recipe) else Batches)(*common)
         return DeviceBatches(*common, self._pixels(split, device), recipe.precision == "fp32")
 
     def _pixels(self, split: Split, device: torch.device) -> Tensor | None:

@@ -16,7 +16,10 @@ from finetune.errors import InputError
 from finetune.processor import cpu_instructions
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
-_SOURCES = (SOURCE, *map(SOURCE.with_name, ("cpu_lanes.h", "cpu_batchnorm.h", "cpu_depthwise.h")))
+_SOURCES = (
+    SOURCE,
+    *map(SOURCE.with_name, ("cpu_lanes.h", "cpu_batchnorm.h", "cpu_rows.h", "cpu_depthwise.h", "cpu_views.h")),
+)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 WANTED = "training.cpu_kernels: native"
 MEND = "install one (Debian: apt install g++), or set training.cpu_kernels: torch"

@@ -58,7 +58,11 @@ def _is_fusable(*layers: nn.Module) -> bool:
 def _expands(*layers: nn.Module) -> bool:
     """Whether these are a pointwise and a depthwise convolution, with BatchNorm and ReLU6 each, and two more layers."""
     kinds = [isinstance(layer, Conv2dNormActivation) and _is_fusable(*layer) for layer in layers]
-    return kinds == [True, True, False, False] and is_depthwise_3x3(layers[1][0])
+    return kinds == [True, True, False, False] and _is_depthwise(*layers[1].children())
+
+
+def _is_depthwise(conv: nn.Module, *_: nn.Module) -> bool:
+    return isinstance(conv, nn.Conv2d) and is_depthwise_3x3(conv)
 
 
 class _BatchNorm2d(nn.BatchNorm2d):
@@ -83,24 +87,29 @@ class _ExpandedLayers(nn.Sequential):
     """Of an inverted residual."""
 
     def forward(self, input: Tensor) -> Tensor:
-        expand, depthwise, project, norm = self
-        out = depthwise(expand(input)) if _kept_apart(expand, depthwise) else _middle(expand, depthwise, input)
-        result: Tensor = norm(project(out))
-        return result
+        expand, depthwise, *rest = self
+        out: Tensor = _middle(expand, depthwise, input) if _as_one(expand, depthwise) else depthwise(expand(input))
+        for layer in rest:
+            out = layer(out)
+        return out
 
 
-def _kept_apart(expand: nn.Module, depthwise: nn.Module) -> bool:
-    """Whether somebody has changed the layers, listens to them, or trains only some of them."""
-    if not (type(expand) is type(depthwise) is _ConvNormReLU6 and type(depthwise[0]) in _CONVOLUTIONS):
-        return True
+def _as_one(expand: Any, depthwise: Any) -> bool:
+    """Whether nobody has changed the layers or listens to them, and all are trained."""
+    if not type(expand) is type(depthwise) is _ConvNormReLU6:
+        return False
     layers = *list(expand)[1:], *depthwise
-    trained = all(parameter.requires_grad for layer in layers for parameter in layer.parameters())
-    return _hooked(expand, depthwise, *layers) or not trained
+    return (
+        isinstance(expand[1], nn.BatchNorm2d)
+        and isinstance(depthwise[1], nn.BatchNorm2d)
+        and type(depthwise[0]) in _CONVOLUTIONS
+        and all(parameter.requires_grad for layer in layers for parameter in layer.parameters())
+        and not _hooked(expand, depthwise, *layers)
+    )
 
 
-def _middle(expand: _ConvNormReLU6, depthwise: _ConvNormReLU6, input: Tensor) -> Tensor:
-    conv, norms = depthwise[0], (expand[1], depthwise[1])
-    x = expand[0](input)
+def _middle(expand: Any, depthwise: Any, input: Tensor) -> Tensor:
+    x, conv, norms = expand[0](input), depthwise[0], (expand[1], depthwise[1])
     height, width = ((side - 1) // conv.stride[0] + 1 for side in x.shape[2:])
     if len(x) * height * width < 2 or conv.weight.dtype != torch.float32 or not all(_apply_to(n, x) for n in norms):
         result: Tensor = depthwise(expand.behind(x))
