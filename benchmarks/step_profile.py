@@ -32,6 +32,7 @@ KINDS = {
     "BatchNorm, forward": ("native_batch_norm", "_native_batch_norm_legit"),
     "BatchNorm, backward": ("native_batch_norm_backward",),
     "BatchNorm with ReLU6, ours": ("_Normalisation", "_NormalisationBackward"),
+    "that twice with depthwise, ours": ("_Middle", "_MiddleBackward"),
     "ReLU6": ("hardtanh", "hardtanh_", "hardtanh_backward", "clamp", "clamp_"),
     "copies and casts": ("copy_", "fill_", "zero_"),
     "optimizer": ("_fused_adam_", "addcdiv_", "addcmul_", "lerp_"),

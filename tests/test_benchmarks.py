@@ -14,9 +14,10 @@ import torch
 from click.testing import CliRunner
 
 import tiny_archives
-from finetune import kernel_library
+from finetune import datasets, kernel_library
 from finetune.batches import Batches
-from finetune.params import AugmentationParams
+from finetune.params import AugmentationParams, PrepareParams
+from finetune.prepare import prepare
 from finetune.processor import cpu_has_bf16
 from finetune.store import Split
 
@@ -181,14 +182,25 @@ def test_the_most_alive_is_the_highest_sum_on_the_way(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("module", "words", "said"),
     [
-        ("batchnorm", ["--rounds", "1"], r"\| all \| \|( \d+ \|){4}"),
+        ("cpu_kernels batchnorm", ["--rounds", "1"], r"\| all \| \|( \d+ \|){4}"),
+        ("cpu_kernels middle", ["--rounds", "1"], r"\| all \| \|( \d+ \|){6}"),
+        ("cpu_kernels middle", ["--rounds", "1", "--precision", "bf16"], r"\| all \| \|( \d+ \|){6}"),
         (
             "step_profile",
             ["--steps", "1", "--warm-up", "1"],
-            r"\| BatchNorm with ReLU6, ours \| 0 \| 0 \| \d+ \| 0 \| \d+ \|",
+            r"\| that twice with depthwise, ours \| 0 \| 0 \| \d+ \| 0 \| \d+ \|",
         ),
     ],
 )
 def test_where_a_steps_time_goes_is_told(module: str, words: list[str], said: str) -> None:
-    out = printed(f"benchmarks.{module}", "--size", "32", "--batch-size", "2", "--threads", "1", *words)
+    out = printed(*f"benchmarks.{module}".split(), "--size", "32", "--batch-size", "2", "--threads", "1", *words)
     assert re.search(said, out), out
+
+
+@pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
+def test_what_views_take_is_told(tmp_path: Path) -> None:
+    tiny_archives.write("cub200", tmp_path / "archives", classes=2, train=20, test=2)
+    prepare(datasets.load("cub200"), "any", PrepareParams(short_side=40), tmp_path / "archives", tmp_path / "store")
+    words = "--size", "32", "--batch-size", "4", "--threads", "1", "--rounds", "9"  # more than an epoch has
+    out = printed("benchmarks.cpu_kernels", "views", str(tmp_path / "store"), *words)
+    assert re.search(r"medians of 9 batches of 4; .* an image: PyTorch \d+\.\d{3}, ours \d+\.\d{3}", out), out
