@@ -1,12 +1,14 @@
 """Compiling this project's kernels for a CPU: once, by the compiler that there is, with clear words where it fails."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from finetune import cpu_kernels, kernel_library
 from finetune.errors import InputError
@@ -125,3 +127,14 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CXX", str(program(tmp_path, "true")))
     with pytest.raises(InputError, match=r"file/finetune: cannot be written \(Not a directory\).*XDG_CACHE_HOME"):
         load()
+
+
+def test_what_is_compiled_is_in_its_digest_and_what_dvc_watches() -> None:
+    folder, wanted, seen = kernel_library.SOURCE.parent, [kernel_library.SOURCE.name], set()
+    while wanted:
+        seen.add(name := wanted.pop())
+        wanted += {*re.findall(r'#include "(.+)"', (folder / name).read_text())} - seen
+    assert {file.name for file in kernel_library.SOURCES} == seen
+    stages = yaml.safe_load((Path(__file__).parents[1] / "dvc.yaml").read_text())["stages"]
+    watched = {Path(path).name for path in stages["train"]["deps"] if path.endswith((".h", ".cpp"))}
+    assert watched == seen

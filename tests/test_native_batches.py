@@ -21,6 +21,7 @@ AUGMENTATIONS = {
     "none": AugmentationParams(name="none"),
     "crops": CROP,
     "tiny crops": AugmentationParams(name="random_resized_crop", scale=(0.001, 0.01), ratio=(0.2, 5.0)),
+    "wide crops": AugmentationParams(name="random_resized_crop", ratio=(20.0, 30.0)),  # of some images next to nothing
     "padded": AugmentationParams(name="pad_crop", padding=4),
     "padded beyond the image": AugmentationParams(name="pad_crop", padding=60),
 }

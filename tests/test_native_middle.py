@@ -44,7 +44,9 @@ def _threads_put_back() -> Iterator[None]:
 class Layers:
     """What goes into them, at random, and comes out; no value is where rounding decides whether ReLU6 cuts it."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, offset: float = 0.0) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, offset: float = 0.0, near_six: tuple[int, ...] = ()
+    ) -> None:
         made = torch.Generator().manual_seed(0)
         *size, self.stride = shape
         channels = size[1]
@@ -53,6 +55,8 @@ class Layers:
             return torch.randn(*size, generator=made)
 
         self.weights = [(1 + draw(channels) / 2, 2 + draw(channels)) for _ in range(2)]
+        for layer in near_six:  # nearly all that it makes
+            self.weights[layer] = torch.full((channels,), 0.02), torch.full((channels,), 6.0)
         self.taps = draw(channels, 1, 3, 3) / 2
         self.running = [(draw(channels), draw(channels).abs()) for _ in range(2)]
         x = (draw(*size) + draw(channels, 1, 1) + offset) * (0.1 + draw(channels, 1, 1).abs())
@@ -123,6 +127,21 @@ def test_means_far_from_zero_cost_their_share_of_precision_and_no_more() -> None
     for name, expected in exact.items():
         error = float((ours[name].double() - expected).norm() / expected.norm())
         assert error <= 1000 * 24 * STEP[torch.float32], name
+
+
+def test_in_bf16_gradients_pass_where_what_the_convolution_took_was_less_than_six() -> None:
+    layers = Layers((8, 32, 12, 12, 1), torch.bfloat16, near_six=(0,))
+    found, expected = layers.native()["of_bias"].double(), layers.exact()["of_bias"]
+    assert float((found - expected).norm() / expected.norm()) <= 0.05
+
+
+def test_in_bf16_gradients_pass_where_what_came_out_was_less_than_six() -> None:
+    layers = Layers((8, 32, 12, 12, 1), torch.bfloat16, near_six=(1,))
+    layers.gradient = torch.ones_like(layers.gradient)
+    found = layers.native()
+    passed = (found["out"] < 6).sum((0, 2, 3))
+    assert 100 < float(passed.min()) < float(passed.max()) < 1000
+    assert torch.equal(found["of_bias2"], passed.float())
 
 
 @pytest.mark.parametrize("dtype", STEP)
@@ -217,6 +236,22 @@ def convolved_otherwise(layers: nn.Sequential) -> None:
     layers[1][0].__class__ = Other  # type: ignore[index, union-attr]
 
 
+def convolved_further_apart(layers: nn.Sequential) -> None:
+    layers[1][0].padding = layers[1][0].dilation = (2, 2)  # type: ignore[index, union-attr, assignment]
+
+
+def activated_otherwise(layers: nn.Sequential) -> None:
+    layers[1][2] = nn.SiLU()  # type: ignore[index, operator]
+
+
+def not_activated(layers: nn.Sequential) -> None:
+    layers[0][2] = nn.Identity()  # type: ignore[index, operator]
+
+
+def longer_inside(layers: nn.Sequential) -> None:
+    layers[0].append(nn.Dropout())  # type: ignore[operator]
+
+
 def longer(layers: nn.Sequential) -> None:
     layers.append(nn.Identity())
 
@@ -229,6 +264,10 @@ def longer(layers: nn.Sequential) -> None:
         (on_running_statistics, 15),
         (normalised_otherwise, 15),
         (convolved_otherwise, 15),
+        (convolved_further_apart, 15),
+        (activated_otherwise, 15),
+        (not_activated, 15),
+        (longer_inside, 15),
         (longer, 16),
     ],
 )

@@ -9,8 +9,9 @@ from finetune import study
 from numerics import digest, digest_of_cpp, digests
 
 ASKED = """
-the numerics of training may have changed: raise NUMERICS_VERSION if they did, then record the new digest.
-NUMERICS_VERSION is in src/finetune/study.py; `python tests/numerics.py` records.
+the numerics of training may have changed: raise NUMERICS_VERSION if they did (NATIVE_NUMERICS_VERSION if those of
+`cpu_kernels: native` alone did), then record the new digest. Both are in src/finetune/study.py; `python
+tests/numerics.py` records.
 changed, new or gone: {}
 """
 SOURCE = '''

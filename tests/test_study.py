@@ -183,6 +183,19 @@ def test_a_new_numerics_version_changes_the_fingerprint(monkeypatch: pytest.Monk
     assert study.fingerprint(**BASE) != before
 
 
+def test_new_numerics_of_the_native_kernels_change_fingerprints_of_what_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def prints() -> list[str]:
+        kinds = [("torch", "cpu"), ("native", "cuda"), ("native", "cpu")]
+        changes = [{"cpu_kernels": kernels, "device": device} for kernels, device in kinds]
+        return [study.fingerprint(**BASE | {"training": BASE["training"].model_copy(update=one)}) for one in changes]
+
+    before = prints()
+    monkeypatch.setattr(study, "NATIVE_NUMERICS_VERSION", study.NATIVE_NUMERICS_VERSION + 1)
+    assert [one == other for one, other in zip(before, prints(), strict=True)] == [True, True, False]
+
+
 def test_seeds_share_a_fingerprint_and_differ_in_their_run_key() -> None:
     other_seed = BASE | {"run": Run("cub200", "separate_lr", 4)}
     assert study.fingerprint(**other_seed) == study.fingerprint(**BASE)

@@ -88,7 +88,7 @@ def pad_crop_boxes(sizes: np.ndarray, padding: int, uniforms: np.ndarray) -> np.
 
 def _central_boxes(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
     height, width = sizes[:, 0], sizes[:, 1]
-    h = np.where(width / height < ratio[0], np.rint(width / ratio[0]), height)
-    w = np.where(width / height > ratio[1], np.rint(height * ratio[1]), width)
+    h = np.where(width / height < ratio[0], np.rint(width / ratio[0]).clip(1), height)
+    w = np.where(width / height > ratio[1], np.rint(height * ratio[1]).clip(1), width)
     top, left = (height - h) // 2, (width - w) // 2
     return np.stack([top, left, top + h, left + w], 1)

@@ -1,9 +1,9 @@
 // The middle of an inverted residual (Sandler et al. 2018, arXiv 1801.04381): BatchNorm and ReLU6, a depthwise 3 x 3
 // convolution, BatchNorm and ReLU6, forward and backward, for a CPU; in channels_last.
 //
-// What lies between is never written: rows of the first ReLU6's output and of the second BatchNorm's gradient are made
-// again where the convolution wants them, a few at a time, in what the caches hold. Sums for the layer behind are taken
-// of each row as it is made. An image is one thread's; sums over images are taken in their order.
+// What the convolution takes is never written: rows of the first ReLU6's output, and backward of the second BatchNorm's
+// gradient, are made where it wants them, a few at a time, in what the caches hold, in float32. Sums for the layer behind
+// are taken of each row as it is made. An image is one thread's; sums over images are taken in their order.
 
 #pragma once
 

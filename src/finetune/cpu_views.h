@@ -82,7 +82,7 @@ inline SixteenBytes rounded(Sixteen sum, int bits) {
     return __builtin_convertvector(__builtin_convertvector(sum, SixteenHalves), SixteenBytes);
 }
 
-// A pixel's bytes, four or the last of an image, as numbers.
+// A pixel's bytes as numbers: three, or with the one behind them, where there surely is one, four.
 template <int BYTES> inline void spread(const uint8_t *from, int32_t *to) {
     uint32_t bytes = 0;
     std::memcpy(&bytes, from, BYTES);

@@ -16,10 +16,7 @@ from finetune.errors import InputError
 from finetune.processor import cpu_instructions
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
-_SOURCES = (
-    SOURCE,
-    *map(SOURCE.with_name, ("cpu_lanes.h", "cpu_batchnorm.h", "cpu_rows.h", "cpu_depthwise.h", "cpu_views.h")),
-)
+SOURCES = SOURCE, *sorted(SOURCE.parent.glob("cpu_*.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 WANTED = "training.cpu_kernels: native"
 MEND = "install one (Debian: apt install g++), or set training.cpu_kernels: torch"
@@ -67,7 +64,7 @@ def built() -> Built:
     command = compiler()
     version = next(iter(_run([*command, "--version"]).stdout.splitlines()), "")
     asked = "\0".join((*command, *FLAGS, version, cpu_instructions()))
-    sources = b"\0".join(file.read_bytes() for file in _SOURCES)
+    sources = b"\0".join(file.read_bytes() for file in SOURCES)
     digest = hashlib.sha256(sources + asked.encode()).hexdigest()[:16]
     folder = _cache() / "finetune"
     file = folder / f"cpu_kernels-{digest}.so"

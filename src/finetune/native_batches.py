@@ -1,7 +1,6 @@
 """Batches whose views are made all at once by this project's kernels for a CPU (`training.cpu_kernels: native`).
 
-The bits are those of `Batches`, whose views are PyTorch's, one by one; they take a third of the time
-(docs/performance.md).
+The bits are those of `Batches`, whose views are PyTorch's, one by one (docs/performance.md).
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """Layers that train by this project's kernels for a CPU (`training.cpu_kernels: native`).
 
 BatchNorm by the statistics of a batch, with the ReLU6 behind it; and of the inverted residuals that expand their
-channels all that lies between the two pointwise convolutions, where all of it is trained. By PyTorch's kernels that is
-more than half of a float32 step; these take half of the time (docs/performance.md).
+channels all that lies between the two pointwise convolutions, where all of it is trained (docs/performance.md).
 
 What these are not made for goes PyTorch's way: evaluation, BatchNorm on running statistics, and tensors that are not
 channels_last or whose channels are no multiple of eight.
@@ -42,7 +41,7 @@ def use_native_layers(model: MobileNetV2) -> None:
             layer: Any = type(module)
             module.__class__ = _over(layer)
         elif isinstance(module, InvertedResidual) and type(module.conv) is nn.Sequential and _expands(*module.conv):
-            module.conv.__class__ = _ExpandedLayers
+            module.conv.__class__ = _ExpandedLayers  # plans with layers beside these have given them another class
 
 
 @functools.cache
@@ -55,14 +54,11 @@ def _is_fusable(*layers: nn.Module) -> bool:
     return len(layers) == 3 and isinstance(layers[1], nn.BatchNorm2d) and isinstance(layers[2], nn.ReLU6)
 
 
-def _expands(*layers: nn.Module) -> bool:
-    """Whether these are a pointwise and a depthwise convolution, with BatchNorm and ReLU6 each, and two more layers."""
-    kinds = [isinstance(layer, Conv2dNormActivation) and _is_fusable(*layer) for layer in layers]
-    return kinds == [True, True, False, False] and _is_depthwise(*layers[1].children())
-
-
-def _is_depthwise(conv: nn.Module, *_: nn.Module) -> bool:
-    return isinstance(conv, nn.Conv2d) and is_depthwise_3x3(conv)
+def _expands(*layers: Any) -> bool:
+    """Whether the first two are a pointwise and a depthwise convolution, with BatchNorm and ReLU6 each."""
+    first = layers[:2]
+    fusable = all(isinstance(layer, Conv2dNormActivation) and _is_fusable(*layer) for layer in first)
+    return len(first) == 2 and fusable and isinstance(first[1][0], nn.Conv2d) and is_depthwise_3x3(first[1][0])
 
 
 class _BatchNorm2d(nn.BatchNorm2d):
@@ -76,33 +72,35 @@ class _ConvNormReLU6(Conv2dNormActivation):
 
     def behind(self, convolved: Tensor) -> Tensor:
         """What comes after the convolution."""
-        _, norm, activation = self
-        if isinstance(norm, nn.BatchNorm2d) and not _hooked(norm, activation) and _apply_to(norm, convolved):
-            return _normalised(norm, convolved, relu6=True)
-        result: Tensor = activation(norm(convolved))
-        return result
+        _, *layers = self
+        if _is_fusable(*self) and not _hooked(*layers) and _apply_to(layers[0], convolved):
+            return _normalised(layers[0], convolved, relu6=True)
+        for layer in layers:
+            convolved = layer(convolved)
+        return convolved
 
 
 class _ExpandedLayers(nn.Sequential):
     """Of an inverted residual."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if not _as_one(*self):
+            return super().forward(input)
         expand, depthwise, *rest = self
-        out: Tensor = _middle(expand, depthwise, input) if _as_one(expand, depthwise) else depthwise(expand(input))
+        out = _middle(expand, depthwise, input)
         for layer in rest:
             out = layer(out)
         return out
 
 
-def _as_one(expand: Any, depthwise: Any) -> bool:
-    """Whether nobody has changed the layers or listens to them, and all are trained."""
-    if not type(expand) is type(depthwise) is _ConvNormReLU6:
+def _as_one(*layers: Any) -> bool:
+    """Whether the first two are as the kernel has them, nobody listens to what is in them, and all that is trained."""
+    expand, depthwise, *_ = *layers, None, None
+    if not (type(expand) is type(depthwise) is _ConvNormReLU6 and _expands(expand, depthwise)):
         return False
     layers = *list(expand)[1:], *depthwise
     return (
-        isinstance(expand[1], nn.BatchNorm2d)
-        and isinstance(depthwise[1], nn.BatchNorm2d)
-        and type(depthwise[0]) in _CONVOLUTIONS
+        type(depthwise[0]) in _CONVOLUTIONS
         and all(parameter.requires_grad for layer in layers for parameter in layer.parameters())
         and not _hooked(expand, depthwise, *layers)
     )
@@ -127,7 +125,7 @@ def _hooked(*layers: nn.Module) -> bool:
     return any(getattr(layer, kind) for layer in layers for kind in kinds)
 
 
-def _apply_to(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+def _apply_to(norm: Any, x: Tensor) -> bool:
     return (
         norm.training
         and norm.affine
@@ -139,7 +137,7 @@ def _apply_to(norm: nn.BatchNorm2d, x: Tensor) -> bool:
     )
 
 
-def _normalised(norm: nn.BatchNorm2d, x: Tensor, relu6: bool) -> Tensor:
+def _normalised(norm: Any, x: Tensor, relu6: bool) -> Tensor:
     _count(norm)
     rest = norm.running_mean, norm.running_var, norm.momentum, norm.eps
     return _Normalisation.apply(x, norm.weight, norm.bias, rest, relu6)

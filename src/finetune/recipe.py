@@ -90,7 +90,7 @@ class TrainingParams(Section):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32: fp32 but for the products' operands, on a GPU
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"  # mode of torch.compile
     depthwise: Literal["torch", "triton"] = "torch"  # whose kernels the depthwise convolutions take on a GPU
-    cpu_kernels: Literal["torch", "native"] = "torch"  # whose BatchNorm trains on a CPU; native: ours, in channels_last
+    cpu_kernels: Literal["torch", "native"] = "torch"  # whose kernels, on a CPU; native: ours, in channels_last
     lean_backward: bool = False  # frozen layers keep what the backward pass needs, and no more; takes time on a CPU
     activation_checkpointing: bool = False  # compute a block's forward pass again instead of keeping what it made
     deterministic: bool = False  # on a GPU: only kernels that give the same bits again; on the CPU all do

@@ -16,6 +16,7 @@ from finetune.params import DatasetParams, Params, TrainingParams
 # Raised by hand whenever the code changes what a run computes, so that no checkpoint outlives its code; a test asks for
 # it where that code changes (tests/numerics.json).
 NUMERICS_VERSION = 6
+NATIVE_NUMERICS_VERSION = 2  # likewise of what only `cpu_kernels: native` computes
 
 
 CELL = ("dataset", "strategy", "seed")  # what names a run
@@ -161,6 +162,8 @@ def fingerprint(
         "source": plan_source,
         "numerics": NUMERICS_VERSION,
     }
+    if training.cpu_kernels == "native" and training.device == "cpu":
+        slice_["native_numerics"] = NATIVE_NUMERICS_VERSION
     return hashlib.sha256(json.dumps(slice_, sort_keys=True).encode()).hexdigest()[:16]
 
 
