@@ -13,7 +13,7 @@ views: a batch from a store's split train, cropped, resized, mirrored and normal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -214,6 +214,12 @@ def middle(size: int, **given: Any) -> None:
     table(of_middle, in_the_middle(size), **given)
 
 
+def epochs(batches: Batches) -> Iterator[object]:
+    """Batches of epoch after epoch."""
+    crop = AugmentationParams(name="random_resized_crop")
+    return chain.from_iterable(batches.training(crop, 0, epoch) for epoch in count())
+
+
 @main.command()
 @options
 @click.argument("store", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -223,13 +229,8 @@ def views(store: Path, size: int, batch_size: int, threads: int, rounds: int) ->
     torch.set_num_threads(threads)
     split = open_store(store).split("train")
     common = split, size, min(batch_size, len(split)), torch.device("cpu"), torch.channels_last, 0.875
-    crop = AugmentationParams(name="random_resized_crop")
     kinds = {"PyTorch": Batches(*common), "ours": NativeBatches(*common)}
-    epochs = {
-        name: chain.from_iterable(batches.training(crop, 0, epoch) for epoch in count())
-        for name, batches in kinds.items()
-    }
-    found = medians({name: partial(next, batches) for name, batches in epochs.items()}, rounds)
+    found = medians({name: partial(next, epochs(batches)) for name, batches in kinds.items()}, rounds)
     each = ", ".join(f"{name} {value / common[2]:.3f}" for name, value in zip(kinds, found, strict=True))
     print(f"{size} px, {threads} threads, medians of {rounds} batches of {common[2]}; milliseconds an image: {each}")
 
