@@ -6,7 +6,8 @@
 
 batchnorm: the 35 layers of MobileNetV2 with ReLU6 behind them, each by itself. middle: what lies between the pointwise
 convolutions of its 16 inverted residuals that expand: by PyTorch's kernels, by ours one by one around PyTorch's
-convolution, and by ours as one. PyTorch's way is that of training here: ReLU6 in place, and its gradient cut in place.
+convolution, and by ours as one. PyTorch's way is that of training here in float32: ReLU6 in place, and its gradient cut
+in place.
 views: a batch from a store's split train, cropped, resized, mirrored and normalised.
 """
 

@@ -212,12 +212,20 @@ def test_the_last_try_counts_too() -> None:
         (100, 400, [0, 133, 100, 266]),  # too wide: 100 x 4/3 = 133 of 400, the middle
         (400, 100, [133, 0, 266, 100]),  # too tall: 100 / (3/4) = 133
         (100, 110, [0, 0, 100, 110]),  # within the limits: all of it
+        (10, 1, [4, 0, 5, 1]),  # 1 / (3/4) = 1 of 10
     ],
 )
 def test_where_no_try_fits_the_largest_central_box_is_taken(height: int, width: int, expected: list[int]) -> None:
     # The whole area, at the ratio that the image is farthest from.
     uniforms = np.tile([1.0, 0.0 if width > height else 1.0, 0.0, 0.0], 10)
     assert resized(height, width, uniforms, scale=(1.0, 1.0)) == expected
+
+
+def test_the_largest_central_box_has_at_least_a_pixel() -> None:
+    nothing_fits = np.tile([1.0, 1.0, 0.0, 0.0], 10)[None]
+    for size, ratio in (((10, 1), (20.0, 30.0)), ((1, 10), (1 / 30, 1 / 20))):
+        [[top, left, bottom, right]] = random_resized_boxes(np.array([size]), (1.0, 1.0), ratio, nothing_fits)
+        assert (bottom - top, right - left) == (1, 1)
 
 
 def test_images_of_many_sizes_at_once_have_the_crops_of_each_alone() -> None:

@@ -56,6 +56,16 @@ def test_another_compiler_or_other_arguments_of_it_compile_them_anew(
 
 
 @needs_compiler
+def test_another_header_compiles_them_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load()
+    header = tmp_path / "cpu_lanes.h"
+    header.write_text("// other words\n")
+    monkeypatch.setattr(kernel_library, "SOURCES", (*kernel_library.SOURCES[:-1], header))
+    load()
+    assert len(list((tmp_path / "cache" / "finetune").iterdir())) == 2
+
+
+@needs_compiler
 def test_processes_at_once_do_not_see_each_others_halves(tmp_path: Path) -> None:
     code = "from finetune import cpu_kernels; cpu_kernels.load()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -129,7 +139,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
         load()
 
 
-def test_what_is_compiled_is_in_its_digest_and_what_dvc_watches() -> None:
+def test_what_is_compiled_is_what_the_digest_is_of_and_what_dvc_watches() -> None:
     folder, wanted, seen = kernel_library.SOURCE.parent, [kernel_library.SOURCE.name], set()
     while wanted:
         seen.add(name := wanted.pop())

@@ -154,15 +154,28 @@ def test_threads_change_no_bit(shape: tuple[int, ...], dtype: torch.dtype) -> No
     assert all(torch.equal(one[name], found[0][name]) for one in found for name in NAMES)
 
 
+@pytest.mark.parametrize("dtype", STEP)
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_hidden(broken: float) -> None:
-    layers = Layers((3, 16, 5, 7, 1), torch.float32)
+def test_what_is_not_finite_is_not_hidden(broken: float, dtype: torch.dtype) -> None:
+    layers = Layers((3, 16, 5, 7, 1), dtype)
     layers.x[1, 3, 2, 2] = broken
     found = layers.native()
     assert found["out"][:, 3].isnan().all()
     assert found["out"][:, :3].isfinite().all()
     assert not found["mean"][3].isfinite()
     assert not found["mean2"][3].isfinite()
+    assert found["of_x"][:, 3].isnan().all()
+    assert found["of_x"][:, :3].isfinite().all()
+
+
+def test_a_gradient_that_is_not_finite_is_not_hidden() -> None:
+    layers = Layers((3, 16, 5, 7, 1), torch.float32)
+    layers.weights[1] = torch.full((16,), 0.1), torch.full((16,), 3.0)  # nothing is cut
+    layers.gradient[1, 3, 2, 2] = float("nan")
+    found = layers.native()
+    assert found["of_bias2"][3].isnan()
+    assert found["of_x"][:, 3].isnan().all()
+    assert found["of_x"][:, :3].isfinite().all()
 
 
 # Layers
@@ -277,6 +290,19 @@ def test_layers_that_are_not_as_the_kernel_has_them_are_called_one_by_one(
     net = network()
     change(of_middles(net)[5])
     assert middles(net, monkeypatch) == left
+
+
+def test_a_gradient_that_lies_otherwise_in_memory_is_laid_out_anew() -> None:
+    found = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        layers = of_middles(network())[5]
+        x = torch.rand(2, 32, 6, 6, generator=torch.Generator().manual_seed(1))
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        out = layers[:2](x)
+        assert type(out.grad_fn).__name__ == "_MiddleBackward"
+        gradient = torch.rand(out.shape, generator=torch.Generator().manual_seed(2)).contiguous(memory_format=layout)
+        found.append(torch.autograd.grad(out, x, gradient)[0])
+    assert torch.equal(*found)
 
 
 def test_in_evaluation_none_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def random_resized_boxes(
 
     Returns:
         int64, images x 4. Of an image's tries the first that fits counts; where none fits, the largest central box
-        within the ratio's limits.
+        within the ratio's limits, or a pixel high or wide.
     """
     area, aspect, down, across = np.moveaxis(uniforms.reshape(len(sizes), -1, 4), -1, 0)
     height, width = sizes[:, :1], sizes[:, 1:]

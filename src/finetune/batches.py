@@ -1,7 +1,8 @@
 """Store -> seeded, augmented, normalised batches on the device.
 
-`Batches` makes the views one by one on the CPU; `DeviceBatches` makes them all at once on the device. Both see the
-same crops of the same images in the same order, which depend on (seed, epoch, index of the image) alone.
+`Batches` makes the views one by one on the CPU; `DeviceBatches` makes them all at once on the device, as on the CPU
+`native_batches` does. All see the same crops of the same images in the same order, which depend on (seed, epoch, index
+of the image) alone.
 """
 
 import math

@@ -2,7 +2,7 @@
 // convolution, BatchNorm and ReLU6, forward and backward, for a CPU; in channels_last.
 //
 // What the convolution takes is never written: rows of the first ReLU6's output, and backward of the second BatchNorm's
-// gradient, are made where it wants them, a few at a time, in what the caches hold, in float32. Sums for the layer behind
+// gradient, are made where it wants them, a few at a time, in what the caches hold, in float32. Sums for the next layer
 // are taken of each row as it is made. An image is one thread's; sums over images are taken in their order.
 
 #pragma once
@@ -40,7 +40,7 @@ void convolve_row(const float *const rows[3], const float *taps, T *out, const M
             Of::store(out + x * channels + channel, made);
             total += Of::load(out + x * channels + channel);
         }
-        const Floats mean = total / float(width);
+        const Floats mean = total / float(width);  // squares of what is left lose no digits to it
         Floats square{};
         for (ptrdiff_t x = 0; x < width; x++) {
             const Floats less = Of::load(out + x * channels + channel) - mean;
@@ -100,7 +100,8 @@ Moments convolve(const T *x, T *out, const Maps &maps, const Kept &kept, const f
 constexpr ptrdiff_t PASSED = 9, PRODUCT = 10, SUMS = 11;
 
 // One row of the convolution's input: its gradient, cut where ReLU6 cuts, and its part of the sums. ROWS rows of the
-// gradient of the output reach it, each by a row of taps.
+// gradient of the output reach it, each by a row of taps. At stride 2 an even row or pixel is the middle of one window,
+// an odd one at the edges of two.
 template <int LANES, int STRIDE, int ROWS, typename T>
 void gradient_row(const T *x, T *of_x, const float *const from_above[ROWS], const int tap_rows[ROWS], const float *taps,
                   const Maps &maps, const Kept &kept, float *sum) {
@@ -244,7 +245,7 @@ void middle_backward(const T *x, const T *convolved, const T *from_above, T *of_
                      const Norm &second, const float *taps, float *of_taps, float *of_first, float *of_second,
                      int threads) {
     const ptrdiff_t channels = maps.channels;
-    Gradient<LANES> behind(second, channels, true, SIX<T>), before(first, channels, false, 0);
+    Gradient<LANES> behind(second, channels, true, SIX<T>), before(first, channels, false, 0);  // `of_x` comes cut
     behind.settle(behind.sums_of(convolved, from_above, maps.out(), threads), maps.out(), second, of_second,
                   of_second + channels);
     const std::vector<double> sum =

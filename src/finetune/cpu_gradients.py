@@ -63,6 +63,8 @@ class _Convolution(torch.autograd.Function):
 
 
 class StridedConv2d(nn.Conv2d):
+    """A strided convolution in groups, without bias, with float32 gradients under bf16 autocast."""
+
     def forward(self, input: Tensor) -> Tensor:
         if not (torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
             return super().forward(input)

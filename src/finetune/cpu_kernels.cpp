@@ -1,4 +1,4 @@
-// What cpu_kernels.py calls. `channels` is a multiple of 8; the gradients of a layer are two rows, weight and bias.
+// What cpu_kernels.py calls. `channels` is a multiple of 8; `of_first` and `of_second` are two rows, weight and bias.
 
 #include "cpu_batchnorm.h"
 #include "cpu_depthwise.h"

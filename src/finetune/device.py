@@ -127,13 +127,8 @@ def change_layers(model: MobileNetV2, recipe: TrainingParams) -> None:
     if recipe.precision == "bf16" and recipe.device == "cpu":
         cpu_gradients.use_float32_gradients(model)
     spare_activations(model, recipe)
-    if takes_native_kernels(recipe):
+    if recipe.takes_native_kernels:
         native_layers.use_native_layers(model)
-
-
-def takes_native_kernels(recipe: TrainingParams) -> bool:
-    """Whether a training, whose device is resolved, is by this project's kernels for a CPU."""
-    return recipe.cpu_kernels == "native" and recipe.device == "cpu"
 
 
 def spare_activations(model: MobileNetV2, recipe: TrainingParams) -> None:
@@ -156,7 +151,7 @@ class Feed:
         recipe, device = self._recipe, torch.device(self._recipe.device)
         common = (split, recipe.image_size, recipe.batch_size, device, memory_format(recipe), recipe.crop_pct)
         if device.type == "cpu":
-            return (NativeBatches if takes_native_kernels(recipe) else Batches)(*common)
+            return (NativeBatches if recipe.takes_native_kernels else Batches)(*common)
         return DeviceBatches(*common, self._pixels(split, device), recipe.precision == "fp32")
 
     def _pixels(self, split: Split, device: torch.device) -> Tensor | None:

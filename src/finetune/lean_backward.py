@@ -57,6 +57,8 @@ def average_pool(x: Tensor) -> Tensor:
 
 
 class LeanConv2d(nn.Conv2d):
+    """A convolution without bias that keeps no input while its weight is frozen."""
+
     def forward(self, input: Tensor) -> Tensor:
         if self.weight.requires_grad or not _wanted(input):
             return super().forward(input)

@@ -98,6 +98,11 @@ class TrainingParams(Section):
     threads: int = Field(2, ge=1)  # of the CPU; part of what a run's numbers depend on
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @property
+    def takes_native_kernels(self) -> bool:
+        """Whether a training, whose device is resolved, is by this project's kernels for a CPU."""
+        return self.cpu_kernels == "native" and self.device == "cpu"
+
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingParams":
         for key, value in (

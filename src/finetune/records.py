@@ -10,7 +10,6 @@ import torchvision
 
 from finetune import catalogue, cpu_kernels
 from finetune.batches import MEAN, STD
-from finetune.device import takes_native_kernels
 from finetune.recipe import TrainingParams
 from finetune.resolved import Prepared
 from finetune.training import Progress, group_names
@@ -71,7 +70,7 @@ def provenance(recipe: TrainingParams) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        **({"compiler": cpu_kernels.load().compiler} if takes_native_kernels(recipe) else {}),
+        **({"compiler": cpu_kernels.load().compiler} if recipe.takes_native_kernels else {}),
     }
 
 

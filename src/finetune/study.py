@@ -162,7 +162,7 @@ def fingerprint(
         "source": plan_source,
         "numerics": NUMERICS_VERSION,
     }
-    if training.cpu_kernels == "native" and training.device == "cpu":
+    if training.takes_native_kernels:
         slice_["native_numerics"] = NATIVE_NUMERICS_VERSION
     return hashlib.sha256(json.dumps(slice_, sort_keys=True).encode()).hexdigest()[:16]
 

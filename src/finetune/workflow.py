@@ -118,7 +118,7 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
         The run's own layout, and its folder.
     """
     from finetune import interruption, kept_runs, resolved, stages, tracking
-    from finetune.device import resolve_device, takes_native_kernels
+    from finetune.device import resolve_device
     from finetune.live import Live
     from finetune.training import Listener
 
@@ -126,7 +126,7 @@ def run_alone(params: Params, run: Run, device: str | None = None, began: float 
     root = anchor()
     agreement.check_run(params, root, run.dataset, run.strategy)
     recipe = params.training_for(run.dataset, run.strategy)
-    if takes_native_kernels(on_device(recipe, resolve_device(device or recipe.device))):
+    if on_device(recipe, resolve_device(device or recipe.device)).takes_native_kernels:
         kernel_library.built()
     pull_archives(Layout(root), [f"data/{run.dataset}"])
     own = root / ".finetune" / "runs" / (os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex)
