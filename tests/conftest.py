@@ -33,6 +33,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+@pytest.fixture
+def threads_put_back() -> Iterator[None]:
+    """PyTorch has as many threads after a test as before."""
+    import torch  # takes seconds
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _no_ambient_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an outer `mlflow run` or `dvc repro` has set is no concern of a test's."""

@@ -1,7 +1,6 @@
 """What agrees within which tolerance, as docs/exactness.md has it; what is the same to the bit is tested elsewhere."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,8 @@ from finetune.strategies import build_plan
 from small_splits import RESIZED_CROP, noise, split_of
 from test_resampling import ROUNDING
 
+pytestmark = pytest.mark.usefixtures("threads_put_back")
+
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 BF16 = 1e-3  # of the first loss, relative; the six seeds gave 8e-6 to 3.5e-4
@@ -33,13 +34,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "backbone.safetensors"
     prepare_backbone("sample", "", ROOT / "samples" / "backbone.safetensors", path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _threads_put_back() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def first_loss(backbone: Path, seed: int, **changes: str | int) -> float:

@@ -1,7 +1,5 @@
 """Views by this project's kernels for a CPU: the bits of PyTorch's."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,10 @@ from finetune.native_batches import NativeBatches
 from finetune.params import AugmentationParams, TrainingParams
 from finetune.store import Split
 
-pytestmark = pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler"),
+    pytest.mark.usefixtures("threads_put_back"),
+]
 
 CPU = torch.device("cpu")
 CROP = AugmentationParams(name="random_resized_crop")
@@ -25,13 +26,6 @@ AUGMENTATIONS = {
     "padded": AugmentationParams(name="pad_crop", padding=4),
     "padded beyond the image": AugmentationParams(name="pad_crop", padding=60),
 }
-
-
-@pytest.fixture(autouse=True)
-def _threads_put_back() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def split_of(sizes: list[tuple[int, int]]) -> Split:

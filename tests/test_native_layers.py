@@ -1,7 +1,6 @@
 """BatchNorm by this project's kernels for a CPU: by the mathematics in double precision, and beside PyTorch's."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,7 +16,10 @@ from finetune.native_layers import use_native_layers
 from finetune.params import TrainingParams
 from finetune.records import provenance
 
-pytestmark = pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler"),
+    pytest.mark.usefixtures("threads_put_back"),
+]
 
 # N, C, H, W: whole vectors of sixteen and eight channels; one block of rows and several; fewer rows than vectors.
 SHAPES = [
@@ -30,13 +32,6 @@ SHAPES = [
     (32, 32, 40, 40),
 ]
 STEP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # half of the distance between two values, relative
-
-
-@pytest.fixture(autouse=True)
-def _threads_put_back() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Layer:

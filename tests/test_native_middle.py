@@ -1,7 +1,7 @@
 """What lies between an inverted residual's pointwise convolutions, by this project's kernels for a CPU: by the
 mathematics in double precision, and beside PyTorch's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +15,10 @@ from finetune.cpu_kernels import Norm
 from finetune.device import autocast, move_to_device
 from finetune.params import TrainingParams
 
-pytestmark = pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler"),
+    pytest.mark.usefixtures("threads_put_back"),
+]
 
 # N, C, H, W, stride: whole vectors of sixteen and eight channels; odd and even sides; rows of one pixel, single rows.
 SHAPES = [
@@ -32,13 +35,6 @@ SHAPES = [
 ]
 STEP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # half of the distance between two values, relative
 NAMES = "out", "of_x", "of_taps", "of_weight", "of_bias", "of_weight2", "of_bias2", "mean", "variance", "mean2", "var2"
-
-
-@pytest.fixture(autouse=True)
-def _threads_put_back() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Layers:
