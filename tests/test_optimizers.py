@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from finetune.model import build
 from finetune.optimizers import make_optimizer, set_rates, set_scales
@@ -55,6 +56,16 @@ def test_adamws_decay_is_apart_from_the_gradient(model: Any) -> None:
 def test_adams_betas_are_the_recipes(model: Any) -> None:
     given = make_optimizer(model, phase(model), recipe(name="adam", betas=[0.8, 0.9]))
     assert given.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_tensors_update_is_one_kernel(model: Any, name: str) -> None:
+    moved(model, recipe(name=name), 1)  # what is first used is imported now
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        moved(model, recipe(name=name), 1)
+    called = {event.key for event in seen.key_averages()}
+    assert f"aten::_fused_{name}_" in called
+    assert not called & {"aten::addcdiv_", "aten::lerp_", "aten::mul_"}
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
