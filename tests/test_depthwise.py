@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torchvision.models import mobilenet_v2
 
-from finetune.depthwise import DepthwiseConv2d, depthwise_conv3x3, use_triton_depthwise
+from finetune.depthwise import DepthwiseConv2d, depthwise_conv3x3, obstacle, use_triton_depthwise
 
 SMALL = [(2, 32, 9, 11, 1), (1, 144, 8, 5, 1), (2, 40, 9, 6, 2), (1, 96, 14, 7, 2), (3, 5, 1, 2, 2)]
 SHAPES = [*SMALL, (2, 32, 112, 112, 1), (3, 96, 75, 75, 2), (2, 576, 14, 14, 2), (9, 960, 7, 7, 1), (1, 384, 10, 10, 1)]
@@ -108,6 +108,11 @@ layer(torch.randn(1, 8, 4, 4)).sum().backward()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)], ids=str)
 def test_kernels_on_gpu(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
     check(shape, dtype, "cuda", tolerance)
+
+
+@gpu
+def test_nothing_stands_in_their_way_on_a_gpu() -> None:
+    assert obstacle() == ""
 
 
 @gpu

@@ -221,17 +221,30 @@ def test_depthwise_layers_are_replaced_on_a_gpu_where_that_is_asked_for(
     changes: dict[str, str], replaced: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models: list[nn.Module] = []
-    monkeypatch.setattr(depthwise, "available", lambda: True)
+    monkeypatch.setattr(depthwise, "obstacle", lambda: "")
     monkeypatch.setattr(depthwise, "use_triton_depthwise", models.append)
     model = OnAnyDevice()
     device.move_to_device(model, recipe(**changes))
     assert models == [model] * replaced
 
 
-def test_triton_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depthwise, "available", lambda: False)
-    with pytest.raises(InputError, match=r"training\.depthwise: triton: Triton is not installed"):
-        device.move_to_device(OnAnyDevice(), recipe(device="cuda", depthwise="triton"))
+def test_triton_is_refused_where_its_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ones(*shape: int, device: str) -> Tensor:
+        raise RuntimeError("Failed to find C compiler\nor so")
+
+    def said() -> str:
+        depthwise.obstacle.cache_clear()
+        with pytest.raises(InputError) as error:
+            device.move_to_device(OnAnyDevice(), recipe(device="cuda", depthwise="triton"))
+        depthwise.obstacle.cache_clear()
+        return str(error.value)
+
+    monkeypatch.setattr(torch, "ones", ones)
+    monkeypatch.setattr(depthwise, "INSTALLED", True)
+    failed = "Triton cannot compile for this GPU: Failed to find C compiler"
+    assert said() == f"training.depthwise: triton: {failed}; mend that, or use torch"
+    monkeypatch.setattr(depthwise, "INSTALLED", False)
+    assert said() == "training.depthwise: triton: Triton is not installed; mend that, or use torch"
 
 
 def test_whole_batches_of_training_go_through_what_is_compiled_and_no_others() -> None:

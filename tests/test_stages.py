@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,23 @@ def test_a_gpu_whose_memory_is_too_small_is_said_with_what_to_lower(
         stages.train(prepared(tiny, layout), layout)
     assert str(error.value).startswith(f"{RUN.name}: the GPU has too little memory for training.batch_size 9 at 32 px")
     assert "(CUDA out of memory); lower it and raise training.accumulation" in str(error.value)
+
+
+def test_where_torch_compile_fails_it_is_said_with_what_to_set(
+    layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: Any, **__: Any) -> None:
+        torch.compile(lambda x: x + 1)(torch.ones(2))
+
+    monkeypatch.setattr(import_module("torch._inductor.config").cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(stages, "fit", fit)
+    tiny["training"]["compile"] = "default"
+    with pytest.raises(InputError) as error:
+        stages.train(prepared(tiny, layout), layout)
+    said = str(error.value)
+    assert said.startswith("training.compile: default: torch.compile failed on this machine (InvalidCxxCompiler: No ")
+    assert said.endswith("; mend that, or set training.compile: none")
+    assert "\n" not in said
 
 
 def test_a_signal_as_a_run_moves_into_its_place_is_too_late(

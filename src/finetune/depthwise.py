@@ -12,12 +12,14 @@ Triton (Tillet et al. 2019; https://triton-lang.org) is used if installed, else 
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune.depthwise_kernels import INSTALLED, convolve, correlate, spread
+from finetune.errors import reason
 from finetune.model import is_depthwise_3x3
 
 BLOCK = 1024  # values of a flattened (W, C) row per program: 8 bf16 (16 bytes) per thread of 4 warps
@@ -33,6 +35,18 @@ CORRELATE_REGISTERS = 168
 def available() -> bool:
     """Whether Triton is installed; it also needs a C compiler, and a layer its input on a GPU."""
     return INSTALLED
+
+
+@cache
+def obstacle() -> str:
+    """Why the kernels do not run on this machine's GPU, empty where they do; tried once."""
+    if not INSTALLED:
+        return "Triton is not installed"
+    try:
+        depthwise_conv3x3(torch.ones(1, 8, 3, 3, device="cuda"), torch.ones(8, 1, 3, 3, device="cuda"), 1)
+    except Exception as error:
+        return f"Triton cannot compile for this GPU: {reason(error)}"
+    return ""
 
 
 def depthwise_conv3x3(x: Tensor, weight: Tensor, stride: int) -> Tensor:

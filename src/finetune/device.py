@@ -90,11 +90,11 @@ def move_to_device(model: MobileNetV2, recipe: TrainingParams) -> None:
     was, so that nothing is compiled twice.
 
     Raises:
-        InputError: training.depthwise is triton on a GPU, without Triton; or training.cpu_kernels is native on a CPU,
-            and this machine cannot compile them.
+        InputError: training.depthwise is triton on a GPU, or training.cpu_kernels native on a CPU, and this machine
+            cannot compile them.
     """
-    if recipe.depthwise == "triton" and recipe.device == "cuda" and not depthwise.available():
-        raise InputError("training.depthwise: triton: Triton is not installed; use torch, or install triton")
+    if recipe.depthwise == "triton" and recipe.device == "cuda" and (obstacle := depthwise.obstacle()):
+        raise InputError(f"training.depthwise: triton: {obstacle}; mend that, or use torch")
     model.to(torch.device(recipe.device), memory_format=memory_format(recipe))
     if recipe.device == "cuda":
         gpu_convolutions.use_fast_forms(model, recipe.memory_format == "channels_last")

@@ -21,6 +21,11 @@ def named(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error}") from None
 
 
+def reason(error: Exception) -> str:
+    """What another's exception says, in a line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the nearest known one, then all of them."""
     known = sorted(known)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, MobileNetV2, mobilenet_v2
 
-from finetune.errors import InputError, suggest
+from finetune.errors import InputError, reason, suggest
 
 # From the image to the logits; the strategies speak of depth in these.
 BLOCKS = (*(f"features.{i}" for i in range(19)), "classifier")
@@ -73,7 +73,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: cannot be read ({_reason(error)}); bring a whole file") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)}); bring a whole file") from None
     except Exception as error:  # torch.load raises pickle's own errors, some of them bare Exceptions
         raise InputError(
             f"{path}: refused by weights_only loading ({type(error).__name__}); save a state dict"
@@ -146,10 +146,6 @@ def prepare_backbone(source: str, weights: str, sample: Path, out: Path) -> None
         ) from None
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _from_torchvision(name: str) -> Mapping[str, Tensor]:

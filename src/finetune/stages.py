@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch._dynamo.exc import TorchDynamoException
 from torchvision.models import MobileNetV2
 
 from finetune import abandoned, accounting, checkpoint, interruption, kept_runs, records, runs
 from finetune import model as models
 from finetune.clock import Clock
 from finetune.device import Feed, configure, move_to_device, resolve_device
-from finetune.errors import InputError
+from finetune.errors import InputError, reason
 from finetune.evaluation import Predictions, predict
 from finetune.params import TrainingParams
 from finetune.progress import progress
@@ -103,7 +104,7 @@ def _train_aside(
     images = len(train_batches.split)
     fixed = accounting.worked_out(prepared.model, plan.phases, recipe, images)
     provenance = records.provenance(recipe)
-    with _said_where_memory_is_short(prepared), progress(run.name, recipe.epochs, images) as shown:
+    with _said_where_the_machine_cannot(prepared), progress(run.name, recipe.epochs, images) as shown:
         result = fit(
             model,
             plan,
@@ -143,7 +144,7 @@ def _ready(model: MobileNetV2, plan: Plan, prepared: Prepared, module: MobileNet
 
 
 @contextmanager
-def _said_where_memory_is_short(prepared: Prepared) -> Iterator[None]:
+def _said_where_the_machine_cannot(prepared: Prepared) -> Iterator[None]:
     recipe = prepared.recipe
     try:
         yield
@@ -152,6 +153,11 @@ def _said_where_memory_is_short(prepared: Prepared) -> Iterator[None]:
             f"{prepared.run.name}: the GPU has too little memory for training.batch_size {recipe.batch_size} at "
             f"{recipe.image_size} px ({str(error).partition('. ')[0]}); lower it and raise training.accumulation as "
             "much, or set training.activation_checkpointing: true"
+        ) from None
+    except TorchDynamoException as error:
+        raise InputError(
+            f"training.compile: {recipe.compile}: torch.compile failed on this machine ({reason(error)}); mend that, "
+            "or set training.compile: none"
         ) from None
 
 

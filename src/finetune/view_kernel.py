@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.errors import reason
+
 INSTALLED = find_spec("triton") is not None
 if INSTALLED:
     import triton
@@ -167,8 +169,8 @@ def usable() -> bool:
         whole = torch.tensor([[0, 1, 0, 0, 1, 1, 0, 0]], device="cuda")
         draw_views(torch.zeros(3, dtype=torch.uint8, device="cuda"), one, whole, three, three, 1, True)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        print(f"Triton cannot make views on this GPU ({reason}): matrix products do, which takes longer", flush=True)
+        why = reason(error)
+        print(f"Triton cannot make views on this GPU ({why}): matrix products do, which takes longer", flush=True)
         return False
     return True
 
