@@ -22,6 +22,7 @@ import click
 import torch
 
 from benchmarks import prepare_speed, start
+from benchmarks.command import ONE_OR_MORE, Command
 from benchmarks.engine import sensible, timms_best_flags
 from finetune import datasets, kernel_library
 from finetune.params import PrepareParams
@@ -32,7 +33,6 @@ from finetune.processor import cores, cpu_has_bf16, cpu_name
 ARCHIVES = (Path("../shared/data/cub200/CUB_200_2011.tgz"), Path("data/cub200/CUB_200_2011.tgz"))
 RESULTS = Path("benchmarks/results")
 THREADS_SLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # as `finetune` has it
-ONE_OR_MORE = click.IntRange(min=1)
 PRECISIONS = {"ours": "fp32", "ours_bf16": "bf16"}
 NAMES = {  # way -> the key of ours, at the faster of its precisions, against it
     "plain": "vs_plain",
@@ -149,7 +149,7 @@ def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--archive", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A CUB_200_2011.tgz.")
 @click.option("--sizes", default="96,224", show_default=True, callback=_numbers, help="Pixels.")
 @click.option("--rounds", default=3, type=ONE_OR_MORE, show_default=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, pad
 from torchvision.models import mobilenet_v2
 
+from benchmarks.command import Command
 from benchmarks.plain_loop import MEAN, STD, read
 
 BATCH, EPOCHS, PER_CLASS = 64, 3, 450
@@ -62,7 +63,7 @@ def train(
     return float(torch.stack(right).sum()) / len(test[1])
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(archive: Path, weights: Path) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 from torchvision.ops.misc import Conv2dNormActivation
 
+from benchmarks.command import ONE_OR_MORE, Group
 from finetune import cpu_kernels
 from finetune.allocator import keep_freed_memory
 from finetune.batches import Batches
@@ -185,16 +186,16 @@ def table(
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("--rounds", default=9, show_default=True)(command)
-    command = click.option("--threads", default=2, show_default=True)(command)
-    command = click.option("--batch-size", default=32, show_default=True)(command)
-    return click.option("--size", default=224, show_default=True, help="Pixels.")(command)
+    command = click.option("--rounds", default=9, type=ONE_OR_MORE, show_default=True)(command)
+    command = click.option("--threads", default=2, type=ONE_OR_MORE, show_default=True)(command)
+    command = click.option("--batch-size", default=32, type=ONE_OR_MORE, show_default=True)(command)
+    return click.option("--size", default=224, type=ONE_OR_MORE, show_default=True, help="Pixels.")(command)
 
 
 precisions = click.option("--precision", type=click.Choice(list(DTYPES)), default="fp32", show_default=True)
 
 
-@click.group()
+@click.group(cls=Group)
 def main() -> None:
     """This project's kernels for a CPU beside PyTorch's way, in turn."""
 

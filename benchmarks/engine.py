@@ -33,6 +33,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import mobilenet_v2
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
+from benchmarks.command import ONE_OR_MORE, Command
 from finetune import kernel_library
 from finetune import model as models
 from finetune.allocator import keep_freed_memory
@@ -195,10 +196,10 @@ def sensible() -> tuple[str, ...]:
     return ways if importlib.util.find_spec("timm") else tuple(way for way in ways if not way.startswith("timm"))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("way", type=click.Choice(WAYS))
-@click.option("--size", default=224, show_default=True, help="Pixels.")
-@click.option("--steps", default=8, show_default=True, help="That are timed, of 32 images.")
+@click.option("--size", default=224, type=ONE_OR_MORE, show_default=True, help="Pixels.")
+@click.option("--steps", default=8, type=ONE_OR_MORE, show_default=True, help="That are timed, of 32 images.")
 @click.option("--warm-up", default=4, type=click.IntRange(min=1), show_default=True, help="Steps before them.")
 @click.option("--images", "folder", required=True, type=click.Path(exists=True, path_type=Path), help="Class folders.")
 @click.option("--store", required=True, type=click.Path(exists=True, path_type=Path), help="The same, prepared.")

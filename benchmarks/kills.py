@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 
+from benchmarks.command import ONE_OR_MORE, Command
 from benchmarks.moments import MOMENTS
 from finetune import runs
 from finetune.batches import training_steps
@@ -120,10 +121,10 @@ def met(left: list[str], starting: bool) -> str:
     return next(iter(found), "while it started" if starting else "while it trained")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("dataset")
 @click.argument("strategy")
-@click.option("--kills", default=20, show_default=True)
+@click.option("--kills", default=20, type=ONE_OR_MORE, show_default=True)
 @click.option("--seed", default=7, show_default=True, help="Of the moments.")
 @click.option("--most", default=25.0, show_default=True, help="Seconds that an attempt may live, without --pace.")
 @click.option("--pace", is_flag=True, help="The k-th kill falls in the k-th part of the run, the last ones at its end.")

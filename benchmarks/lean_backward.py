@@ -12,6 +12,7 @@ import click
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.command import ONE_OR_MORE, Command
 from finetune.accounting import activation_bytes
 from finetune.device import autocast, configure, memory_format, move_to_device
 from finetune.optimizers import make_optimizer
@@ -52,12 +53,12 @@ def step_of(plan: str, recipe: TrainingParams) -> tuple[Callable[[], None], int]
     return step, activation_bytes(build, [phase], recipe, recipe.batch_size)
 
 
-@click.command()
-@click.option("--image-size", default=96, show_default=True)
-@click.option("--batch-size", default=64, show_default=True)
+@click.command(cls=Command)
+@click.option("--image-size", default=96, type=ONE_OR_MORE, show_default=True)
+@click.option("--batch-size", default=64, type=ONE_OR_MORE, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--threads", default=1, type=ONE_OR_MORE, show_default=True)
+@click.option("--rounds", default=5, type=ONE_OR_MORE, show_default=True)
 def main(image_size: int, batch_size: int, precision: str, threads: int, rounds: int) -> None:
     """Medians of several rounds in turn, after one that warms up."""
     plain = TrainingParams.model_validate(

@@ -69,6 +69,8 @@ def _until(nth: int, share: float, write: Callable[[BinaryIO, memoryview], None]
 
 
 def main() -> None:
+    if len(sys.argv) < 5 or sys.argv[1] not in MOMENTS:
+        sys.exit(__doc__)
     moment, nth, share = sys.argv[1:4]
     sys.argv[1:4] = []
     die_when(moment, int(nth), float(share))

@@ -17,6 +17,8 @@ import click
 import numpy as np
 import simplejpeg
 
+from benchmarks.command import Command
+
 CLASSES = 1000
 HEIGHT, WIDTH = 240, 320  # pixels
 SHORT_SIDE = 128
@@ -54,7 +56,7 @@ def work(folder: str, place: str) -> None:
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak}))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("images", type=int, nargs=-1, required=True)
 def main(images: tuple[int, ...]) -> None:
     """Measure for each number of IMAGES."""

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, PILToTensor, Resize
 
+from benchmarks.command import ONE_OR_MORE, Command
 from benchmarks.unpacking import unpack_files
 from finetune import datasets
 from finetune.params import PrepareParams
@@ -114,10 +115,10 @@ def _processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--short-side", default=256, show_default=True, help="Pixels.")
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--short-side", default=256, type=ONE_OR_MORE, show_default=True, help="Pixels.")
+@click.option("--rounds", default=5, type=ONE_OR_MORE, show_default=True)
 def main(archive: Path, short_side: int, rounds: int) -> None:
     """Measure on the images of a CUB-200-2011 archive."""
     measure(archive, short_side, rounds)

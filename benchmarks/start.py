@@ -20,6 +20,7 @@ from typing import Any
 import click
 import psutil
 
+from benchmarks.command import Command
 from finetune import datasets, params, samples
 from finetune.model import prepare_backbone
 from finetune.prepare import prepare
@@ -105,7 +106,7 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
 def main(rounds: int) -> None:
     """Start trainings of the sample's cifar10 and print how long they take to their first step."""

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.command import Command
 from benchmarks.strategy_costs import Costs
 from finetune import datasets
 from finetune.device import configure
@@ -62,7 +63,7 @@ def measured(study: Path, overrides: tuple[str, ...], dataset: str, strategy: st
     return costs.kept, before, most_alive(event.nbytes() for event in events), resident("VmHWM") - before
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("study", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("dataset")
 @click.argument("strategies", nargs=-1)

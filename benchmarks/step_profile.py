@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models import mobilenet_v2
 
+from benchmarks.command import ONE_OR_MORE, Command
 from benchmarks.engine import CLASSES
 from finetune import kernel_library
 from finetune import model as models
@@ -77,12 +78,18 @@ def by_kind(events: EventList, steps: int) -> dict[str, float]:
     return found
 
 
-@click.command()
-@click.option("--size", default=224, show_default=True, help="Pixels.")
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--threads", default=2, show_default=True)
-@click.option("--steps", default=5, show_default=True)
-@click.option("--warm-up", default=10, show_default=True, help="Steps before them, through which the heap grows.")
+@click.command(cls=Command)
+@click.option("--size", default=224, type=ONE_OR_MORE, show_default=True, help="Pixels.")
+@click.option("--batch-size", default=32, type=ONE_OR_MORE, show_default=True)
+@click.option("--threads", default=2, type=ONE_OR_MORE, show_default=True)
+@click.option("--steps", default=5, type=ONE_OR_MORE, show_default=True)
+@click.option(
+    "--warm-up",
+    default=10,
+    type=ONE_OR_MORE,
+    show_default=True,
+    help="Steps before them, through which the heap grows.",
+)
 def main(size: int, batch_size: int, threads: int, steps: int, warm_up: int) -> None:
     """Profile each way, one after another in a process: plain first, before the allocator is set."""
     columns: dict[str, dict[str, float]] = {}

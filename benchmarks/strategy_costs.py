@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import torch
 
+from benchmarks.command import ONE_OR_MORE, Command
 from finetune import datasets
 from finetune.accounting import activation_bytes
 from finetune.device import configure, memory_format, move_to_device
@@ -90,10 +91,10 @@ def measured(make: dict[str, Callable[[], Costs]], rounds: int) -> dict[str, Cos
     return found
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("study", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("dataset")
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--rounds", default=5, type=ONE_OR_MORE, show_default=True)
 def main(study: Path, dataset: str, rounds: int) -> None:
     """Measure the strategies of STUDY, a params.yaml, under the recipe of DATASET."""
     params = load(study)

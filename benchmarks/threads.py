@@ -15,6 +15,8 @@ import time
 
 import click
 
+from benchmarks.command import ONE_OR_MORE, Command
+
 WAYS = {
     "spinning, as they come": {},
     "asleep at once": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
@@ -41,11 +43,11 @@ def _spin() -> None:
         pass
 
 
-@click.command()
-@click.option("--size", default=48, show_default=True, help="Pixels.")
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", default=3, type=click.IntRange(min=1), show_default=True)
+@click.command(cls=Command)
+@click.option("--size", default=48, type=ONE_OR_MORE, show_default=True, help="Pixels.")
+@click.option("--batch-size", default=32, type=ONE_OR_MORE, show_default=True)
+@click.option("--threads", default=2, type=ONE_OR_MORE, show_default=True)
+@click.option("--rounds", default=3, type=ONE_OR_MORE, show_default=True)
 @click.option("--alone", is_flag=True, help="Measure this process once, and print nothing but images per second.")
 def main(size: int, batch_size: int, threads: int, rounds: int, alone: bool) -> None:
     """Print images per second of each way of waiting."""

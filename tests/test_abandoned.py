@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune import runs
+from finetune import checkpoint, runs
 from finetune.abandoned import lines
 
 RECORD: dict[str, Any] = {
@@ -30,12 +30,19 @@ def work(tmp_path: Path) -> Path:
     return tmp_path / "own-0"
 
 
-def begin(area: Path, **changes: Any) -> Path:
+def begin(area: Path, *, saved: bool = True, **changes: Any) -> Path:
     runs.write_json(area / "unfinished" / runs.RUN, RECORD | changes)
+    if saved:
+        (area / checkpoint.FILE).touch()
     return area
 
 
 def test_nothing_is_said_where_none_was_left(work: Path) -> None:
+    assert lines(work) == []
+
+
+def test_a_training_that_has_saved_nothing_is_none_to_go_on_with(work: Path) -> None:
+    begin(work.parent / "other-0", saved=False, training={"lr": 0.01})
     assert lines(work) == []
 
 

@@ -20,10 +20,16 @@ needs_compiler = pytest.mark.skipif(not kernel_library.available(), reason="no C
 @pytest.fixture(autouse=True)
 def _a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # Without optimisation a compiler takes a third of the time.
+    monkeypatch.setattr(kernel_library, "FLAGS", tuple(flag for flag in kernel_library.FLAGS if flag != "-O3"))
 
 
 def load() -> None:
     cpu_kernels.load.__wrapped__()  # not what this process has loaded already
+
+
+def libraries(folder: Path) -> list[Path]:
+    return sorted((folder / "cache" / "finetune").glob("*.so"))
 
 
 def program(folder: Path, code: str) -> Path:
@@ -42,7 +48,8 @@ def test_they_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asked = [line for line in log.read_text().splitlines() if "--version" not in line]
     assert len(asked) == 1
     assert "-march=native" in asked[0]
-    assert [path.suffix for path in (tmp_path / "cache" / "finetune").iterdir()] == [".so"]
+    assert {path.suffix for path in (tmp_path / "cache" / "finetune").iterdir()} == {".so", ".sha256"}
+    assert len(libraries(tmp_path)) == 1
 
 
 @needs_compiler
@@ -52,7 +59,7 @@ def test_another_compiler_or_other_arguments_of_it_compile_them_anew(
     load()
     monkeypatch.setenv("CXX", f"{CXX} -g")
     load()
-    assert len(list((tmp_path / "cache" / "finetune").iterdir())) == 2
+    assert len(libraries(tmp_path)) == 2
 
 
 @needs_compiler
@@ -62,7 +69,7 @@ def test_another_header_compiles_them_anew(tmp_path: Path, monkeypatch: pytest.M
     header.write_text("// other words\n")
     monkeypatch.setattr(kernel_library, "SOURCES", (*kernel_library.SOURCES[:-1], header))
     load()
-    assert len(list((tmp_path / "cache" / "finetune").iterdir())) == 2
+    assert len(libraries(tmp_path)) == 2
 
 
 @needs_compiler
@@ -71,7 +78,7 @@ def test_processes_at_once_do_not_see_each_others_halves(tmp_path: Path) -> None
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     several = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [one.wait() for one in several] == [0, 0, 0]
-    assert len(list((tmp_path / "cache" / "finetune").iterdir())) == 1
+    assert len(libraries(tmp_path)) == 1
 
 
 def test_without_a_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -121,6 +128,43 @@ def test_what_the_compiler_complains_of_is_passed_on(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"failed \(x\.cpp: error: no vectors\); mend that, or install one"):
         load()
     assert list((tmp_path / "cache" / "finetune").iterdir()) == []
+
+
+@needs_compiler
+def test_a_library_that_was_cut_off_is_compiled_again(tmp_path: Path) -> None:
+    load()
+    (library,) = libraries(tmp_path)
+    whole = library.read_bytes()
+    (half := library.with_suffix(".half")).write_bytes(whole[: len(whole) // 2])
+    half.replace(library)  # not into the file that this process has mapped
+    load()
+    assert libraries(tmp_path) == [library]
+    assert len(library.read_bytes()) == len(whole)
+
+
+@needs_compiler
+def test_a_library_without_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    empty = f'while [ "$1" != -o ] && shift; do :; done; exec {CXX} -shared -x c++ /dev/null -o "${{2:-/dev/null}}"'
+    monkeypatch.setenv("CXX", str(program(tmp_path, empty)))
+    with pytest.raises(InputError, match=r"\.so: cannot be loaded \(.*undefined symbol: batchnorm_forward_float\)"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("exit 0", r"made no library; mend CXX, or install one"),
+        ("exit 3", r"failed \(exit code 3\); mend that"),
+        ("kill -9 $$", r"failed \(exit code -9\); mend that"),
+        (r"printf 'error: \377\n' >&2; exit 1", "failed \\(error: \ufffd\\); mend that"),
+    ],
+)
+def test_a_compiler_that_makes_nothing_is_named(
+    code: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", str(program(tmp_path, f'[ "$1" = --version ] || {{ {code}; }}')))
+    with pytest.raises(InputError, match=said):
+        load()
 
 
 def test_what_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_json_that_is_damaged_is_refused_naming_it(tmp_path: Path) -> None:
     [
         ("[]", "found a list, expected a mapping"),
         ("{", "not valid JSON"),
+        ('{"wanted": ' + 100_000 * "[" + 100_000 * "]" + "}", "not valid JSON"),
         ('{"other": {}}', "lacks 'wanted', so it is damaged or of another version"),
     ],
 )
@@ -129,7 +130,11 @@ def test_a_key_is_missed_at_any_depth_and_what_is_there_is_a_plain_mapping(tmp_p
     [
         (b"epoch\n1\n", "lacks 'val/acc'"),
         (b"val/acc\nhigh\n", "holds what is no number"),
-        (b"val/acc\n1,2\n", "holds what is no number"),
+        (b"", "holds no row"),
+        (b"epoch,val/acc\n", "holds no row"),
+        (b"epoch,val/acc\n1,0.5\n2,0.", "is cut off"),
+        (b"epoch,val/acc\n1,0.5\n2\n", "is cut off"),
+        (b"val/acc\n1,2\n", "is cut off"),
         (b'val/acc\n"1', "not valid CSV"),
         (b"val/acc\n\xff\n", "not valid CSV"),
     ],

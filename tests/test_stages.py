@@ -355,6 +355,35 @@ def test_a_gpu_whose_memory_is_too_small_is_said_with_what_to_lower(
     assert "(CUDA out of memory); lower it and raise training.accumulation" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate 28 GiB"), "(Unable to allocate 28 GiB); lower it"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), "you tried); lower it"),
+    ],
+)
+def test_a_machine_whose_memory_is_too_small_is_said_with_what_to_lower(
+    error: Exception, said: str, layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(stages, "fit", fit)
+    with pytest.raises(InputError) as refused:
+        stages.train(prepared(tiny, layout), layout)
+    assert "the machine has too little memory for training.batch_size 9 at 32 px" in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_an_error_of_another_kind_stays_what_it_is(layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(stages, "fit", fit)
+    with pytest.raises(RuntimeError, match="a bug"):
+        stages.train(prepared(tiny, layout), layout)
+
+
 def test_where_torch_compile_fails_it_is_said_with_what_to_set(
     layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +435,14 @@ def test_a_kept_run_of_other_code_is_trained_again(layout: Layout, tiny: Raw, mo
     ready, trained = prepared(tiny, layout), []
     stages.train(ready, layout, keep=True)
     monkeypatch.setattr(kept_runs, "_code", lambda: "edited")
+    stages.train(ready, layout, (Listener(epoch=trained.append),), keep=True)
+    assert len(trained) == ready.recipe.epochs
+
+
+def test_a_kept_run_whose_note_is_damaged_is_trained_again(layout: Layout, tiny: Raw) -> None:
+    ready, trained = prepared(tiny, layout), []
+    stages.train(ready, layout, keep=True)
+    (study.work_area(ready.key) / "code").write_bytes(b"\xff")
     stages.train(ready, layout, (Listener(epoch=trained.append),), keep=True)
     assert len(trained) == ready.recipe.epochs
 
@@ -604,6 +641,23 @@ def test_evaluating_on_another_store_is_refused(used: Layout) -> None:
     with pytest.raises(
         InputError, match=r"is not the store that toy/separate_lr/1 was trained on.*dvc repro train@toy-"
     ):
+        stages.evaluate(used, RUN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"epochs": "x"}}, r"training\.epochs: found 'x'.*, expected: an integer.*"),
+        ({"training": {"later": 1}}, r"training\.later is not a known key.*"),
+        ({"plan": "later"}, r"strategies\.separate_lr: there is no plan 'later'.*"),
+        ({"options": {"later": 1}}, r"strategies\.separate_lr: plan separate_lr has no option 'later'.*"),
+    ],
+    ids=["value", "key", "plan", "option"],
+)
+def test_evaluating_a_run_of_another_version_is_refused(used: Layout, changes: dict[str, Any], said: str) -> None:
+    path = used.run(RUN) / runs.RUN
+    path.write_text(json.dumps(params.merge(json.loads(path.read_text()), changes)))
+    with pytest.raises(InputError, match=f"{path}: .*{said}damaged or of another version; make it again with `dvc re"):
         stages.evaluate(used, RUN)
 
 

@@ -67,6 +67,14 @@ def test_one_bit_of_one_pixel_file_is_noticed(together: Store, position: int, im
         check(together)
 
 
+@pytest.mark.parametrize("left", [0, 20, 150])
+def test_an_array_that_was_cut_off_is_noticed(store: Store, left: int) -> None:
+    path = store.path / "train.rows.npy"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(InputError, match=r"a broken store \(.*\); make it again with `dvc repro"):
+        store.split("train")
+
+
 @pytest.mark.parametrize("name", ["trainval.u8", "test.u8"])
 def test_pixels_that_are_gone_are_noticed(store: Store, name: str) -> None:
     (store.path / name).unlink()

@@ -164,6 +164,28 @@ def test_a_request_that_a_sound_database_refuses_leaves_the_file_alone(
             tracking_store.connect(home)[0].get_run("no-such-run")
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://[::1", "Invalid IPv6 URL; start that server, or set MLFLOW_TRACKING_URI to another"),
+        ("mysql://user:secret@127.0.0.1:1/x", "No module named 'MySQLdb'; install that, or set MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_an_address_that_mlflow_cannot_take_is_one_sentence(
+    uri: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError) as caught, tracking_store.reported(tmp_path):
+        tracking_store.connect(tmp_path)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_bad_input_stays_what_it_says(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^theirs$"), tracking_store.reported(tmp_path):
+        raise InputError("theirs")
+
+
 def test_a_damaged_database_is_one_sentence_without_sql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = move_home(monkeypatch, tmp_path)
     content = (home / "mlflow.db").read_bytes()

@@ -2,30 +2,16 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
+from benchmarks.command import Group
 from benchmarks.gpu import beside_timm, everything, rates, repeat, study, sweep
 from benchmarks.gpu.written import earlier, of, write
 from finetune.errors import InputError
 from finetune.params import load
 from finetune.study import Layout
-
-
-class _Refused(click.ClickException):
-    """Bad input: one sentence, exit code 2."""
-
-    exit_code = 2
-
-
-class _Group(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            raise _Refused(str(error)) from None
 
 
 def _there_is_one(_: click.Context, __: click.Parameter, device: str | None) -> str | None:
@@ -52,7 +38,7 @@ OVERRIDES = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE
 ARCHIVE = click.option("--archive", type=FILE, help="A .tar(.gz) of class folders, for timm; else JPEGs are written.")
 
 
-@click.group(cls=_Group)
+@click.group(cls=Group)
 def main() -> None:
     """Benchmarks of the training engine on one GPU. Each writes its figures to --out as soon as it has them; `study`
     writes the runs themselves, runs/ and evaluations/."""

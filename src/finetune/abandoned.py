@@ -4,7 +4,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from finetune import runs
+from finetune import checkpoint, runs
 from finetune.errors import InputError
 from finetune.params_file import flat
 from finetune.study import CELL
@@ -21,7 +21,7 @@ def lines(work: Path) -> list[str]:
     said = []
     for path in sorted(work.parent.glob(f"*/unfinished/{runs.RUN}")):
         other = path.parents[1]
-        if other == work:
+        if other == work or not (other / checkpoint.FILE).is_file():
             continue
         try:
             found = runs.read_json(path)

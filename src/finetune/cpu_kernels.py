@@ -220,17 +220,16 @@ def load() -> Kernels:
         InputError: as `kernel_library.built`, or the library cannot be loaded.
     """
     built = kernel_library.built()
+    kernels = {f"{name}_{of}": arguments for name, arguments in _ARGUMENTS.items() for of in _TYPES.values()}
     try:
         library = ctypes.CDLL(str(built.file))
-    except OSError as error:
+        for name, arguments in (kernels | {"views": _VIEWS}).items():
+            kernel = getattr(library, name)
+            kernel.argtypes, kernel.restype = arguments, None
+    except (OSError, AttributeError) as error:
         raise InputError(
             f"{kernel_library.WANTED}: {built.file}: cannot be loaded ({error}); remove it, or {kernel_library.MEND}"
         ) from None
-    for name, arguments in _ARGUMENTS.items():
-        for of in _TYPES.values():
-            kernel = getattr(library, f"{name}_{of}")
-            kernel.argtypes, kernel.restype = arguments, None
-    library.views.argtypes, library.views.restype = _VIEWS, None
     return Kernels(library, built.compiler)
 
 

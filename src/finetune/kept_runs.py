@@ -25,7 +25,7 @@ _CODE = "code"  # beside it: a digest of what made it
 def claim(work: Path) -> None:
     """Clear the area of a run that other code made; note this process's code as that of what it holds or will hold."""
     noted = work / _CODE
-    if noted.is_file() and noted.read_text(encoding="utf-8") != _code():
+    if noted.is_file() and noted.read_bytes() != _code().encode():
         _clear(work)
     if not noted.is_file():
         runs.write_text(noted, _code())

@@ -19,6 +19,7 @@ SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 SOURCES = SOURCE, *sorted(SOURCE.parent.glob("cpu_*.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 WANTED = "training.cpu_kernels: native"
+_SUM = ".sha256"  # of a file beside the library, with its sum
 MEND = "install one (Debian: apt install g++), or set training.cpu_kernels: torch"
 
 
@@ -68,18 +69,33 @@ def built() -> Built:
     digest = hashlib.sha256(sources + asked.encode()).hexdigest()[:16]
     folder = _cache() / "finetune"
     file = folder / f"cpu_kernels-{digest}.so"
-    if not file.is_file():
+    if not _is_whole(file):
         print(f"compiling the kernels for this CPU, once: {file}", flush=True)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as aside:  # others may compile at the same time
-                _compile(command, Path(aside) / file.name).replace(file)
+                made = _compile(command, Path(aside) / file.name)
+                (noted := made.with_suffix(_SUM)).write_text(_sum(made), encoding="ascii")
+                made.replace(file)
+                noted.replace(file.with_suffix(_SUM))
         except OSError as error:
             raise InputError(
                 f"{error.filename or folder}: cannot be written ({error.strerror}), expected a folder for compiled "
                 "kernels; mend its permissions or name another cache in XDG_CACHE_HOME"
             ) from None
     return Built(file, version)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a library is there as it was made: the dynamic linker dies of one that is cut off."""
+    try:
+        return _sum(file) == file.with_suffix(_SUM).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _cache() -> Path:
@@ -96,13 +112,15 @@ def _compile(command: list[str], file: Path) -> Path:
     result = _run(whole)
     if result.returncode:
         lines = result.stderr.splitlines()
-        said = next((line for line in lines if "error" in line), "".join(lines[:1]))
+        said = next((line for line in lines if "error" in line), "".join(lines[:1])) or f"exit code {result.returncode}"
         raise InputError(f"{WANTED}: `{shlex.join(whole)}` failed ({said}); mend that, or {MEND}")
+    if not file.is_file():
+        raise InputError(f"{WANTED}: `{shlex.join(whole)}` made no library; mend CXX, or {MEND}")
     return file
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise InputError(f"{WANTED}: {command[0]}: cannot be run ({error.strerror}); mend that, or {MEND}") from None

@@ -95,7 +95,7 @@ class TrainingParams(Section):
     activation_checkpointing: bool = False  # compute a block's forward pass again instead of keeping what it made
     deterministic: bool = False  # on a GPU: only kernels that give the same bits again; on the CPU all do
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
-    threads: int = Field(2, ge=1)  # of the CPU; part of what a run's numbers depend on
+    threads: int = Field(2, ge=1, le=1024)  # of the CPU; part of what a run's numbers depend on
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property

@@ -45,9 +45,7 @@ class _Content(dict[str, Any]):
         self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise InputError(
-            f"{self.path}: lacks '{key}', so it is damaged or of another version; {_make_again(self.path)}"
-        )
+        raise damaged(self.path, f"lacks '{key}'")
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda section: _Content(path, section))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {_make(path)}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: not valid JSON; {_make_again(path)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: found a {type(content).__name__}, expected a mapping; {_make_again(path)}")
@@ -105,15 +103,21 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Read one of our own CSV files, a mapping per row. Looking up a column that it lacks raises InputError.
 
     Raises:
-        InputError: the file is missing or is not CSV.
+        InputError: the file is missing, cut off or without a row, or is not CSV.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_Content(path, row) for row in csv.DictReader(file, strict=True)]
+            text = file.read()
+        rows: list[dict[str, str]] = [
+            _Content(path, row) for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        ]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {_make(path)}") from None
     except (csv.Error, UnicodeDecodeError):
         raise InputError(f"{path}: not valid CSV; {_make_again(path)}") from None
+    if not (rows and text.endswith("\n")) or any(None in (*row, *row.values()) for row in rows):
+        raise InputError(f"{path}: {'is cut off' if rows else 'holds no row'}; {_make_again(path)}")
+    return rows
 
 
 def read_curves(path: Path) -> list[dict[str, float]]:
@@ -123,6 +127,11 @@ def read_curves(path: Path) -> list[dict[str, float]]:
         return [_Content(path, {k: float(v or "nan") for k, v in row.items()}) for row in rows]
     except (TypeError, ValueError):
         raise InputError(f"{path}: holds what is no number; {_make_again(path)}") from None
+
+
+def damaged(path: Path, found: str) -> InputError:
+    """What to raise for a file of ours that holds what it should not."""
+    return InputError(f"{path}: {found}, so it is damaged or of another version; {_make_again(path)}")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,27 +1,26 @@
 """What the stages train and evaluate do: open their inputs, call who knows, write their outputs whole."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from pydantic import ValidationError
 from safetensors.torch import save
-from torch._dynamo.exc import TorchDynamoException
 from torchvision.models import MobileNetV2
 
-from finetune import abandoned, accounting, checkpoint, interruption, kept_runs, records, runs
+from finetune import abandoned, accounting, checkpoint, interruption, kept_runs, machine_limits, records, runs
 from finetune import model as models
 from finetune.clock import Clock
 from finetune.device import Feed, configure, move_to_device, resolve_device
-from finetune.errors import InputError, reason
+from finetune.errors import InputError
 from finetune.evaluation import Predictions, predict
 from finetune.params import TrainingParams
+from finetune.params_file import sentence
 from finetune.progress import progress
 from finetune.resolved import Prepared
 from finetune.store import open_store
-from finetune.strategies import build_model
+from finetune.strategies import build_model, check_options
 from finetune.strategies.plan import Plan, audit
 from finetune.study import Layout, Run, work_area
 from finetune.training import Listener, fit
@@ -104,7 +103,7 @@ def _train_aside(
     images = len(train_batches.split)
     fixed = accounting.worked_out(prepared.model, plan.phases, recipe, images)
     provenance = records.provenance(recipe)
-    with _said_where_the_machine_cannot(prepared), progress(run.name, recipe.epochs, images) as shown:
+    with machine_limits.said(run.name, recipe), progress(run.name, recipe.epochs, images) as shown:
         result = fit(
             model,
             plan,
@@ -143,24 +142,6 @@ def _ready(model: MobileNetV2, plan: Plan, prepared: Prepared, module: MobileNet
     return module
 
 
-@contextmanager
-def _said_where_the_machine_cannot(prepared: Prepared) -> Iterator[None]:
-    recipe = prepared.recipe
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"{prepared.run.name}: the GPU has too little memory for training.batch_size {recipe.batch_size} at "
-            f"{recipe.image_size} px ({str(error).partition('. ')[0]}); lower it and raise training.accumulation as "
-            "much, or set training.activation_checkpointing: true"
-        ) from None
-    except TorchDynamoException as error:
-        raise InputError(
-            f"training.compile: {recipe.compile}: torch.compile failed on this machine ({reason(error)}); mend that, "
-            "or set training.compile: none"
-        ) from None
-
-
 def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
     """Predict the test split with a run's kept weights: the only reader of test. Writes the evaluation folder.
 
@@ -174,7 +155,7 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
         InputError: the run or its store is missing or damaged, or it was trained on another store.
     """
     record = runs.read_json(layout.run(run) / runs.RUN)
-    recipe = TrainingParams.model_validate(record["training"])
+    recipe = _recipe_of(record, layout.run(run) / runs.RUN)
     here = {"device": resolve_device(device or recipe.device), "cpu_kernels": "torch"}  # ours are for training
     recipe = recipe.model_copy(update=here)
     configure(recipe)
@@ -193,6 +174,18 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
     test = {"loss": seen.loss, "acc": seen.acc, "acc5": seen.acc5, "images": len(seen.labels)}
     runs.write_json(place / runs.METRICS, {"run_key": record["run_key"], "test": test})
     return place
+
+
+def _recipe_of(record: Mapping[str, Any], file: Path) -> TrainingParams:
+    """A run's recipe, if this version knows it and the run's plan."""
+    try:
+        recipe = TrainingParams.model_validate(record["training"])
+        check_options(record["strategy"], record["plan"], record["options"])
+    except ValidationError as error:
+        raise runs.damaged(file, sentence("", ("training",), error, TrainingParams).removeprefix(": ")) from None
+    except InputError as error:
+        raise runs.damaged(file, str(error).removeprefix("params.yaml: ")) from None
+    return recipe
 
 
 def _prediction_rows(seen: Predictions) -> list[dict[str, Any]]:

@@ -110,7 +110,7 @@ class Store:
         """The array in `<name>.npy`."""
         try:
             return np.load(self.path / f"{name}.npy")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise broken(self, error) from None
 
     def members(self, split: str) -> list[str]:

@@ -96,12 +96,17 @@ def reported(root: Path) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors are OSErrors
+    except InputError:
+        raise
+    except (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError) as error:
+        # Requests' errors are OSErrors; a database's driver may not be installed; an address may be none.
         uri = tracking_uri(root)
         if isinstance(_cause(error), sqlite3.Error):
             mend = f"mend that, or move the file away and {_REFILL}"
         elif uri.startswith(_SQLITE):
             mend = "mend that and repeat the command"
+        elif isinstance(_cause(error), ImportError):
+            mend = "install that, or set MLFLOW_TRACKING_URI to another, and repeat the command"
         else:
             mend = "start that server, or set MLFLOW_TRACKING_URI to another, and repeat the command"
         raise InputError(f"MLflow at {redacted(uri)}: {one_line(error)}; {mend}") from None
