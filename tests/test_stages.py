@@ -477,6 +477,16 @@ def test_what_is_being_forgotten_is_never_adopted(layout: Layout, tiny: Raw, mon
     assert len(trained) == ready.recipe.epochs
 
 
+def test_nothing_is_forgotten_outside_the_work_areas(layout: Layout, tiny: Raw) -> None:
+    work = study.work_area(prepared(tiny, layout).key)
+    for elsewhere in (work.parents[2] / "good", work.parent.parent / "good"):
+        (elsewhere / "finished").mkdir(parents=True)
+    for key in ("../../good", "../good"):
+        kept_runs.forget(key)
+    assert (work.parents[2] / "good" / "finished").is_dir()
+    assert (work.parent.parent / "good" / "finished").is_dir()
+
+
 def test_what_somebody_trains_again_is_not_forgotten(layout: Layout, tiny: Raw) -> None:
     ready = prepared(tiny, layout)
     stages.train(ready, layout, keep=True)
@@ -633,6 +643,18 @@ def test_evaluation_needs_no_time_machine_or_cost(used: Layout, trained: Layout)
 def test_evaluating_a_run_that_is_not_there_is_refused(layout: Layout) -> None:
     with pytest.raises(InputError, match=r"run\.json: no such file"):
         stages.evaluate(layout, RUN)
+
+
+@pytest.mark.parametrize(("left", "found"), [(None, "no such file; give"), (100, r"cannot be read \(.*\); bring")])
+def test_evaluating_a_run_whose_weights_are_damaged_is_refused(used: Layout, left: int | None, found: str) -> None:
+    weights = used.run(RUN) / runs.MODEL
+    half = weights.read_bytes()[:left]
+    weights.unlink()
+    if left:
+        weights.write_bytes(half)
+    again = "or make it again with `dvc repro -f -s train@toy-separate_lr-1`"
+    with pytest.raises(InputError, match=rf"model\.safetensors: {found}.*, {again}$"):
+        stages.evaluate(used, RUN)
 
 
 def test_evaluating_on_another_store_is_refused(used: Layout) -> None:

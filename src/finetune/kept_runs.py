@@ -32,9 +32,10 @@ def claim(work: Path) -> None:
 
 
 def forget(run_key: str) -> None:
-    """Clear the work area of a run that was kept, unless somebody trains it again."""
+    """Clear the work area of a run that was kept, unless somebody trains it again, or its record has been edited and
+    the key is a way out of the work areas."""
     work = work_area(run_key)
-    if (work / FINISHED).is_dir():
+    if work.name == run_key and (work / FINISHED).is_dir():
         with suppress(Timeout), FileLock(runs.lock_of(work), timeout=0):
             _clear(work)
             shutil.rmtree(work, ignore_errors=True)

@@ -93,9 +93,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {_make(path)}") from None
     except (ValueError, RecursionError):
-        raise InputError(f"{path}: not valid JSON; {_make_again(path)}") from None
+        raise InputError(f"{path}: not valid JSON; {make_again(path)}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: found a {type(content).__name__}, expected a mapping; {_make_again(path)}")
+        raise InputError(f"{path}: found a {type(content).__name__}, expected a mapping; {make_again(path)}")
     return content
 
 
@@ -114,9 +114,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {_make(path)}") from None
     except (csv.Error, UnicodeDecodeError):
-        raise InputError(f"{path}: not valid CSV; {_make_again(path)}") from None
+        raise InputError(f"{path}: not valid CSV; {make_again(path)}") from None
     if not (rows and text.endswith("\n")) or any(None in (*row, *row.values()) for row in rows):
-        raise InputError(f"{path}: {'is cut off' if rows else 'holds no row'}; {_make_again(path)}")
+        raise InputError(f"{path}: {'is cut off' if rows else 'holds no row'}; {make_again(path)}")
     return rows
 
 
@@ -126,12 +126,12 @@ def read_curves(path: Path) -> list[dict[str, float]]:
     try:
         return [_Content(path, {k: float(v or "nan") for k, v in row.items()}) for row in rows]
     except (TypeError, ValueError):
-        raise InputError(f"{path}: holds what is no number; {_make_again(path)}") from None
+        raise InputError(f"{path}: holds what is no number; {make_again(path)}") from None
 
 
 def damaged(path: Path, found: str) -> InputError:
     """What to raise for a file of ours that holds what it should not."""
-    return InputError(f"{path}: {found}, so it is damaged or of another version; {_make_again(path)}")
+    return InputError(f"{path}: {found}, so it is damaged or of another version; {make_again(path)}")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -247,7 +247,7 @@ def _make(path: Path) -> str:
     return "repeat what made its folder" if ".finetune" in path.parts else "make it with `dvc repro`"
 
 
-def _make_again(path: Path) -> str:
+def make_again(path: Path) -> str:
     """What to do about a damaged file of ours. Forced: DVC may have recorded the file as it is."""
     folders = path.parts[:-1]
     if ".finetune" in folders:  # made outside DVC

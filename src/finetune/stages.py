@@ -166,7 +166,11 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
             f"`dvc repro train@{run.dataset}-{run.strategy}-{run.seed}`"
         )
     model = build_model(len(store.classes), run.seed, record["plan"], record["options"])
-    models.load_weights(model, layout.run(run) / runs.MODEL)
+    weights = layout.run(run) / runs.MODEL
+    try:
+        models.load_weights(model, weights)
+    except InputError as error:
+        raise InputError(f"{error}, or {runs.make_again(weights)}") from None
     move_to_device(model, recipe)
     seen = predict(model, Feed(recipe).batches(store.split("test")), recipe.precision)
     place = layout.evaluation(run)
