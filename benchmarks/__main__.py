@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from benchmarks import prepare_speed, start
 from benchmarks.command import ONE_OR_MORE, Command
 from benchmarks.engine import sensible, timms_best_flags
 from finetune import datasets, kernel_library
+from finetune.errors import reason
 from finetune.params import PrepareParams
 from finetune.prepare import prepare
 from finetune.processor import cores, cpu_has_bf16, cpu_name
@@ -174,7 +176,10 @@ def main(archive: Path | None, sizes: list[int], rounds: int, steps: int, warm_u
     found: dict[str, Any] = {**machine(), "archive_bytes": archive.stat().st_size}
     out.mkdir(parents=True, exist_ok=True)
     dated = out / f"{found['date'].replace(':', '').partition('+')[0]}.json"
-    found["prepare"] = prepare_speed.measure(archive, 256, rounds)
+    try:
+        found["prepare"] = prepare_speed.measure(archive, 256, rounds)
+    except (EOFError, tarfile.TarError) as error:  # click takes the first for the end of what a user types
+        raise click.UsageError(f"{archive}: is no whole archive ({reason(error)}); bring it again") from None
     written(dated, found)
     with tempfile.TemporaryDirectory() as scratch:
         images, store = prepare_speed.unpack(archive, Path(scratch)), Path(scratch) / "store"

@@ -21,8 +21,6 @@ class Command(click.Command):
             return super().invoke(ctx)
         except InputError as error:
             raise Refused(str(error)) from None
-        except EOFError as error:  # click would take it for the end of what a user types
-            raise Refused(f"a file is cut off: {error}") from None
         except OSError as error:
             if error.filename is None:
                 raise

@@ -200,7 +200,7 @@ def sensible() -> tuple[str, ...]:
 @click.argument("way", type=click.Choice(WAYS))
 @click.option("--size", default=224, type=ONE_OR_MORE, show_default=True, help="Pixels.")
 @click.option("--steps", default=8, type=ONE_OR_MORE, show_default=True, help="That are timed, of 32 images.")
-@click.option("--warm-up", default=4, type=click.IntRange(min=1), show_default=True, help="Steps before them.")
+@click.option("--warm-up", default=4, type=ONE_OR_MORE, show_default=True, help="Steps before them.")
 @click.option("--images", "folder", required=True, type=click.Path(exists=True, path_type=Path), help="Class folders.")
 @click.option("--store", required=True, type=click.Path(exists=True, path_type=Path), help="The same, prepared.")
 def main(way: str, size: int, steps: int, warm_up: int, folder: Path, store: Path) -> None:

@@ -17,7 +17,7 @@ import click
 import numpy as np
 import simplejpeg
 
-from benchmarks.command import Command
+from benchmarks.command import ONE_OR_MORE, Command
 
 CLASSES = 1000
 HEIGHT, WIDTH = 240, 320  # pixels
@@ -57,7 +57,7 @@ def work(folder: str, place: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("images", type=int, nargs=-1, required=True)
+@click.argument("images", type=ONE_OR_MORE, nargs=-1, required=True)
 def main(images: tuple[int, ...]) -> None:
     """Measure for each number of IMAGES."""
     for count in images:

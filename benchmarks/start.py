@@ -20,7 +20,7 @@ from typing import Any
 import click
 import psutil
 
-from benchmarks.command import Command
+from benchmarks.command import ONE_OR_MORE, Command
 from finetune import datasets, params, samples
 from finetune.model import prepare_backbone
 from finetune.prepare import prepare
@@ -107,7 +107,7 @@ def _read(terminal: int) -> bytes:
 
 
 @click.command(cls=Command)
-@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
+@click.option("--rounds", default=5, type=ONE_OR_MORE, show_default=True)
 def main(rounds: int) -> None:
     """Start trainings of the sample's cifar10 and print how long they take to their first step."""
     measure(rounds)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,38 @@ def test_bad_input_is_refused_before_anything_is_measured(
     assert found.exit_code == 2
     assert said in found.output
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "said"),
+    [
+        ("cpu_kernels", ["batchnorm", "--size", "0"], "0 is not in the range x>=1"),
+        ("cpu_kernels", ["views", str(ROOT / "src")], "src: no store here; make it with `dvc repro -s prepare@src`"),
+        ("threads", ["--threads", "0"], "0 is not in the range x>=1"),
+        ("engine", ["ours", "--steps", "0"], "0 is not in the range x>=1"),
+        ("step_memory", [str(ROOT / "params.yaml"), "cifar10", "--set", "training.lr=x"], "training.lr: found 'x'"),
+    ],
+)
+def test_bad_input_is_a_sentence_of_each_benchmark(
+    module: str, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    found = CliRunner().invoke(import_module(f"benchmarks.{module}").main, words)
+    assert found.exit_code == 2
+    assert said in found.output
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_an_archive_that_is_cut_off_is_said(share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.__main__ import main
+
+    tiny_archives.write("cub200", tmp_path, classes=2, train=4, test=2)
+    archive = tmp_path / "CUB_200_2011.tgz"
+    archive.write_bytes((whole := archive.read_bytes())[: int(share * len(whole))])
+    found = CliRunner().invoke(main, ["--archive", str(archive), "--out", str(tmp_path / "results")])
+    assert found.exit_code == 2
+    assert f"{archive}: is no whole archive (" in found.output
 
 
 def test_what_is_measured_is_kept_where_the_next_part_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,9 +95,9 @@ def test_without_triton_the_layers_are_torchs() -> None:
 import sys
 sys.modules["triton"] = None
 import torch
-from finetune.depthwise import available, use_triton_depthwise
+from finetune.depthwise import obstacle, use_triton_depthwise
 layer = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
-assert use_triton_depthwise(layer) == 1 and not available()
+assert use_triton_depthwise(layer) == 1 and obstacle() == "Triton is not installed"
 layer(torch.randn(1, 8, 4, 4)).sum().backward()
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -241,7 +241,7 @@ def test_triton_is_refused_where_its_kernels_do_not_run(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch, "ones", ones)
     monkeypatch.setattr(depthwise, "INSTALLED", True)
-    failed = "Triton cannot compile for this GPU: Failed to find C compiler"
+    failed = "Triton's kernels do not run on this GPU (Failed to find C compiler)"
     assert said() == f"training.depthwise: triton: {failed}; mend that, or use torch"
     monkeypatch.setattr(depthwise, "INSTALLED", False)
     assert said() == "training.depthwise: triton: Triton is not installed; mend that, or use torch"

@@ -153,7 +153,7 @@ def test_a_library_without_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("exit 0", r"made no library; mend CXX, or install one"),
+        ("exit 0", r"made no library; mend that compiler, or install one"),
         ("exit 3", r"failed \(exit code 3\); mend that"),
         ("kill -9 $$", r"failed \(exit code -9\); mend that"),
         (r"printf 'error: \377\n' >&2; exit 1", "failed \\(error: \ufffd\\); mend that"),

@@ -5,14 +5,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
+from finetune import kernel_library
+from finetune.device import memory_format, move_to_device
 from finetune.model import build
 from finetune.optimizers import make_optimizer, set_rates, set_scales
 from finetune.recipe import TrainingParams
 from finetune.strategies.plan import Group, Phase, feature_blocks, tensors_of
 
 LR, DECAY = 0.1, 0.5
+needs_compiler = pytest.mark.skipif(not kernel_library.available(), reason="no C++ compiler")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,37 @@ def test_a_tensors_update_is_one_kernel(model: Any, name: str) -> None:
     called = {event.key for event in seen.key_averages()}
     assert f"aten::_fused_{name}_" in called
     assert not called & {"aten::addcdiv_", "aten::lerp_", "aten::mul_"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "kernels"),
+    [
+        ("channels_last", "torch"),
+        ("contiguous", "torch"),
+        pytest.param("channels_last", "native", marks=needs_compiler),
+    ],
+)
+def test_a_whole_networks_update_is_that_of_plain_operations(layout: str, kernels: str) -> None:
+    """The one kernel goes through memory as it lies, so weights and gradients have to lie alike."""
+    settings = {"device": "cpu", "optimizer": {"name": "adam"}, "memory_format": layout, "cpu_kernels": kernels}
+    recipe = TrainingParams.model_validate(settings | {"lr": 1e-2})
+    ours, plain = build(3, 0).train(), build(3, 0).train()
+    for network in (ours, plain):
+        move_to_device(network, recipe)
+    whole = Phase((Group("all", tensors_of(ours, [*feature_blocks(), "classifier"])),))
+    fused = make_optimizer(ours, whole, recipe)
+    separate = torch.optim.Adam(plain.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=False)
+    images = torch.rand(4, 3, 40, 40).contiguous(memory_format=memory_format(recipe))
+    for _ in range(2):
+        fused.zero_grad()
+        cross_entropy(ours(images), torch.tensor([0, 1, 2, 0])).backward()
+        for own, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            assert own.grad is not None
+            other.grad = own.grad.clone()
+        fused.step()
+        separate.step()
+    for own, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])

@@ -15,7 +15,7 @@ _SETTINGS = ("plan", "options", "training", "prepare", "edition", "store_digest"
 
 def lines(work: Path) -> list[str]:
     """One sentence for each unfinished training of the same data set, strategy and seed as the one in work area `work`
-    that has other settings, and so a work area of its own."""
+    that has other settings, and so a work area of its own, and has saved a checkpoint there."""
     own = runs.read_json(work / "unfinished" / runs.RUN)
     name = "/".join(str(own[key]) for key in CELL)
     said = []

@@ -32,11 +32,6 @@ CONVOLVE_REGISTERS = {1: 128, 2: None}  # by stride
 CORRELATE_REGISTERS = 168
 
 
-def available() -> bool:
-    """Whether Triton is installed; it also needs a C compiler, and a layer its input on a GPU."""
-    return INSTALLED
-
-
 @cache
 def obstacle() -> str:
     """Why the kernels do not run on this machine's GPU, empty where they do; tried once."""
@@ -45,7 +40,7 @@ def obstacle() -> str:
     try:
         depthwise_conv3x3(torch.ones(1, 8, 3, 3, device="cuda"), torch.ones(8, 1, 3, 3, device="cuda"), 1)
     except Exception as error:
-        return f"Triton cannot compile for this GPU: {reason(error)}"
+        return f"Triton's kernels do not run on this GPU ({reason(error)})"
     return ""
 
 
@@ -177,7 +172,7 @@ class DepthwiseConv2d(nn.Conv2d):
     """A Conv2d that takes the kernels above where it can: on a GPU, in bf16, fp16 or fp32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (available() and input.is_cuda and input.dim() == 4):
+        if not (INSTALLED and input.is_cuda and input.dim() == 4):
             return super().forward(input)
         x, weight = input, self.weight
         if torch.is_autocast_enabled("cuda"):

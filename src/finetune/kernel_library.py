@@ -17,9 +17,9 @@ from finetune.processor import cpu_instructions
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 SOURCES = SOURCE, *sorted(SOURCE.parent.glob("cpu_*.h"))
+_SUM = ".sha256"  # ends the name of the file that has a library's SHA-256
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 WANTED = "training.cpu_kernels: native"
-_SUM = ".sha256"  # of a file beside the library, with its sum
 MEND = "install one (Debian: apt install g++), or set training.cpu_kernels: torch"
 
 
@@ -115,7 +115,7 @@ def _compile(command: list[str], file: Path) -> Path:
         said = next((line for line in lines if "error" in line), "".join(lines[:1])) or f"exit code {result.returncode}"
         raise InputError(f"{WANTED}: `{shlex.join(whole)}` failed ({said}); mend that, or {MEND}")
     if not file.is_file():
-        raise InputError(f"{WANTED}: `{shlex.join(whole)}` made no library; mend CXX, or {MEND}")
+        raise InputError(f"{WANTED}: `{shlex.join(whole)}` made no library; mend that compiler, or {MEND}")
     return file
 
 

@@ -1,20 +1,22 @@
 """What a training asks of a machine that cannot give it, as a sentence that names the settings to change."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import CppCompileError, GPUTooOldForTriton, TritonMissing
 
 from finetune.errors import InputError, reason
 from finetune.recipe import TrainingParams
 
-_CPU_LACKS_MEMORY = "can't allocate memory"  # in PyTorch's words
+_CPU_LACKS_MEMORY = re.compile(r"can't allocate memory: ([^.]*)")  # in PyTorch's words
 
 
 @contextmanager
 def said(run: str, recipe: TrainingParams) -> Iterator[None]:
-    """Within, too little memory, and torch.compile where it fails, are bad input.
+    """Within, too little memory, and torch.compile without a compiler that serves it, are bad input.
 
     Raises:
         InputError: names the run or the setting.
@@ -22,21 +24,29 @@ def said(run: str, recipe: TrainingParams) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise _too_large(run, "GPU", recipe, error) from None
-    except TorchDynamoException as error:
+        raise _too_large(run, "GPU", recipe, reason(error).partition(". ")[0]) from None
+    except MemoryError as error:
+        raise _too_large(run, "machine", recipe, reason(error)) from None
+    except (BackendCompilerFailed, GPUTooOldForTriton, TritonMissing) as error:
         raise InputError(
-            f"training.compile: {recipe.compile}: torch.compile failed on this machine ({reason(error)}); mend that, "
-            "or set training.compile: none"
+            f"training.compile: {recipe.compile}: torch.compile failed on this machine ({_complaint(error)}); mend "
+            "that, or set training.compile: none"
         ) from None
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or _CPU_LACKS_MEMORY in str(error):
-            raise _too_large(run, "machine", recipe, error) from None
+    except RuntimeError as error:
+        if found := _CPU_LACKS_MEMORY.search(str(error)):
+            raise _too_large(run, "machine", recipe, found[1]) from None
         raise
 
 
-def _too_large(run: str, what: str, recipe: TrainingParams, error: Exception) -> InputError:
+def _too_large(run: str, what: str, recipe: TrainingParams, why: str) -> InputError:
     return InputError(
         f"{run}: the {what} has too little memory for training.batch_size {recipe.batch_size} at {recipe.image_size} "
-        f"px ({reason(error).partition('. ')[0]}); lower it and raise training.accumulation as much, or set "
-        "training.activation_checkpointing: true"
+        f"px ({why}); lower it and raise training.accumulation as much, or set training.activation_checkpointing: true"
     )
+
+
+def _complaint(error: Exception) -> str:
+    """What a compiler said; torch.compile wraps it."""
+    inner = getattr(error, "inner_exception", error)
+    lines = inner.output.splitlines() if isinstance(inner, CppCompileError) else []
+    return next((line for line in lines if "error" in line), reason(inner))

@@ -116,7 +116,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     except (csv.Error, UnicodeDecodeError):
         raise InputError(f"{path}: not valid CSV; {make_again(path)}") from None
     if not (rows and text.endswith("\n")) or any(None in (*row, *row.values()) for row in rows):
-        raise InputError(f"{path}: {'is cut off' if rows else 'holds no row'}; {make_again(path)}")
+        found = "is cut off, or has a row of other columns" if rows else "holds no row"
+        raise InputError(f"{path}: {found}; {make_again(path)}")
     return rows
 
 
@@ -125,7 +126,7 @@ def read_curves(path: Path) -> list[dict[str, float]]:
     rows = read_csv(path)
     try:
         return [_Content(path, {k: float(v or "nan") for k, v in row.items()}) for row in rows]
-    except (TypeError, ValueError):
+    except ValueError:
         raise InputError(f"{path}: holds what is no number; {make_again(path)}") from None
 
 

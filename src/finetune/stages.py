@@ -152,10 +152,10 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
         The evaluation folder.
 
     Raises:
-        InputError: the run or its store is missing or damaged, or it was trained on another store.
+        InputError: the run or its store is missing, damaged or of another version, or it was trained on another store.
     """
     record = runs.read_json(layout.run(run) / runs.RUN)
-    recipe = _recipe_of(record, layout.run(run) / runs.RUN)
+    recipe = _recipe_of(run, record, layout.run(run) / runs.RUN)
     here = {"device": resolve_device(device or recipe.device), "cpu_kernels": "torch"}  # ours are for training
     recipe = recipe.model_copy(update=here)
     configure(recipe)
@@ -180,16 +180,21 @@ def evaluate(layout: Layout, run: Run, device: str | None = None) -> Path:
     return place
 
 
-def _recipe_of(record: Mapping[str, Any], file: Path) -> TrainingParams:
+def _recipe_of(run: Run, record: Mapping[str, Any], file: Path) -> TrainingParams:
     """A run's recipe, if this version knows it and the run's plan."""
+    training, plan, options = record["training"], record["plan"], record["options"]
+    if not (isinstance(plan, str) and isinstance(options, dict)):
+        raise runs.damaged(file, f"found plan {plan!r} with options {options!r}")
     try:
-        recipe = TrainingParams.model_validate(record["training"])
-        check_options(record["strategy"], record["plan"], record["options"])
+        recipe = TrainingParams.model_validate(training)
+        check_options(run.strategy, plan, options)
     except ValidationError as error:
-        raise runs.damaged(file, sentence("", ("training",), error, TrainingParams).removeprefix(": ")) from None
+        wrong = sentence("", ("training",), error, TrainingParams)
     except InputError as error:
-        raise runs.damaged(file, str(error).removeprefix("params.yaml: ")) from None
-    return recipe
+        wrong = str(error)
+    else:
+        return recipe
+    raise runs.damaged(file, wrong.removeprefix("params.yaml").removeprefix(": ").partition("; ")[0])
 
 
 def _prediction_rows(seen: Predictions) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def connect(root: Path) -> "tuple[MlflowClient, str]":
     Raises whatever MLflow raises where the store cannot be reached; see `reported`.
 
     Raises:
-        InputError: the database is none.
+        InputError: the database is none, or MLflow cannot take the address here.
     """
     open_client = import_client(root)
     uri = tracking_uri(root)
@@ -67,9 +67,18 @@ def connect(root: Path) -> "tuple[MlflowClient, str]":
     with store_lock(root):
         if uri == _own_database(root):
             _create(Path(uri.removeprefix(_SQLITE)))
-        client = open_client(uri)
-        client.search_experiments(max_results=1)
+        try:
+            client = open_client(uri)
+            client.search_experiments(max_results=1)
+        except ImportError as error:  # of a database's driver
+            raise _refused(uri, error, "install that, or set MLFLOW_TRACKING_URI to another") from None
+        except ValueError as error:  # such as a host that is none
+            raise _refused(uri, error, "set MLFLOW_TRACKING_URI to another") from None
     return client, uri
+
+
+def _refused(uri: str, error: Exception, mend: str) -> InputError:
+    return InputError(f"MLflow at {redacted(uri)}: {one_line(error)}; {mend}, and repeat the command")
 
 
 def import_client(root: Path) -> "type[MlflowClient]":
@@ -96,17 +105,12 @@ def reported(root: Path) -> Iterator[None]:
 
     try:
         yield
-    except InputError:
-        raise
-    except (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError) as error:
-        # Requests' errors are OSErrors; a database's driver may not be installed; an address may be none.
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors are OSErrors
         uri = tracking_uri(root)
         if isinstance(_cause(error), sqlite3.Error):
             mend = f"mend that, or move the file away and {_REFILL}"
         elif uri.startswith(_SQLITE):
             mend = "mend that and repeat the command"
-        elif isinstance(_cause(error), ImportError):
-            mend = "install that, or set MLFLOW_TRACKING_URI to another, and repeat the command"
         else:
             mend = "start that server, or set MLFLOW_TRACKING_URI to another, and repeat the command"
         raise InputError(f"MLflow at {redacted(uri)}: {one_line(error)}; {mend}") from None
