@@ -89,6 +89,7 @@ def test_bad_input_is_refused_before_anything_is_measured(
     [
         ("cpu_kernels", ["batchnorm", "--size", "0"], "0 is not in the range x>=1"),
         ("cpu_kernels", ["views", str(ROOT / "src")], "src: no store here; make it with `dvc repro -s prepare@src`"),
+        ("kills", ["--kills", "0"], "0 is not in the range x>=1"),
         ("threads", ["--threads", "0"], "0 is not in the range x>=1"),
         ("engine", ["ours", "--steps", "0"], "0 is not in the range x>=1"),
         ("step_memory", [str(ROOT / "params.yaml"), "cifar10", "--set", "training.lr=x"], "training.lr: found 'x'"),

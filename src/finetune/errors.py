@@ -26,6 +26,11 @@ def reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
+def complaint(output: str) -> str:
+    """The line of a compiler's output that tells the error, empty where none does."""
+    return next((line for line in output.splitlines() if "error" in line), "")
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the nearest known one, then all of them."""
     known = sorted(known)

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.errors import InputError
+from finetune.errors import InputError, complaint
 from finetune.processor import cpu_instructions
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
@@ -111,8 +111,8 @@ def _compile(command: list[str], file: Path) -> Path:
     whole = [*command, *FLAGS, str(SOURCE), "-o", str(file)]
     result = _run(whole)
     if result.returncode:
-        lines = result.stderr.splitlines()
-        said = next((line for line in lines if "error" in line), "".join(lines[:1])) or f"exit code {result.returncode}"
+        first = next(iter(result.stderr.splitlines()), "")
+        said = complaint(result.stderr) or first or f"exit code {result.returncode}"
         raise InputError(f"{WANTED}: `{shlex.join(whole)}` failed ({said}); mend that, or {MEND}")
     if not file.is_file():
         raise InputError(f"{WANTED}: `{shlex.join(whole)}` made no library; mend that compiler, or {MEND}")

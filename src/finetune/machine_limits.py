@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import CppCompileError, GPUTooOldForTriton, TritonMissing
 
-from finetune.errors import InputError, reason
+from finetune.errors import InputError, complaint, reason
 from finetune.recipe import TrainingParams
 
 _CPU_LACKS_MEMORY = re.compile(r"can't allocate memory: ([^.]*)")  # in PyTorch's words
@@ -29,7 +29,7 @@ def said(run: str, recipe: TrainingParams) -> Iterator[None]:
         raise _too_large(run, "machine", recipe, reason(error)) from None
     except (BackendCompilerFailed, GPUTooOldForTriton, TritonMissing) as error:
         raise InputError(
-            f"training.compile: {recipe.compile}: torch.compile failed on this machine ({_complaint(error)}); mend "
+            f"training.compile: {recipe.compile}: torch.compile failed on this machine ({_words_of(error)}); mend "
             "that, or set training.compile: none"
         ) from None
     except RuntimeError as error:
@@ -45,8 +45,7 @@ def _too_large(run: str, what: str, recipe: TrainingParams, why: str) -> InputEr
     )
 
 
-def _complaint(error: Exception) -> str:
-    """What a compiler said; torch.compile wraps it."""
+def _words_of(error: Exception) -> str:
+    """What the compiler said; torch.compile wraps it."""
     inner = getattr(error, "inner_exception", error)
-    lines = inner.output.splitlines() if isinstance(inner, CppCompileError) else []
-    return next((line for line in lines if "error" in line), reason(inner))
+    return complaint(inner.output if isinstance(inner, CppCompileError) else "") or reason(inner)

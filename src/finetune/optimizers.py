@@ -15,7 +15,7 @@ def make_optimizer(model: nn.Module, phase: Phase, recipe: TrainingParams) -> to
     rest of the model is told to want no gradients.
 
     Adam (Kingma and Ba 2015, arXiv 1412.6980), AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), or SGD with
-    momentum, Nesterov's where the recipe says so (Sutskever et al. 2013), as torch.optim has them: fused: one kernel
+    momentum, Nesterov's where the recipe says so (Sutskever et al. 2013), as torch.optim has them. `fused`: one kernel
     makes a tensor's whole update, which on a CPU PyTorch does only if told to.
     """
     parameters = dict(model.named_parameters())
