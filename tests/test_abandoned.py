@@ -7,6 +7,7 @@ import pytest
 
 from finetune import checkpoint, runs
 from finetune.abandoned import lines
+from finetune.work_lock import locked
 
 RECORD: dict[str, Any] = {
     "dataset": "toy",
@@ -48,7 +49,7 @@ def test_a_training_that_has_saved_nothing_is_none_to_go_on_with(work: Path) -> 
 
 def test_a_training_that_is_under_way_is_none_that_was_left(work: Path) -> None:
     other = begin(work.parent / "other-0", training={"lr": 0.01})
-    with runs.locked(other):
+    with locked(other):
         assert lines(work) == []
     assert len(lines(work)) == 1
 

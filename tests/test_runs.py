@@ -1,13 +1,8 @@
-"""The run folder and the work area: whole files or none, one trainer at a time, exact reading back."""
+"""The run folder: whole files or none, exact reading back."""
 
 import contextlib
 import math
-import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +12,6 @@ from finetune import runs
 from finetune.errors import InputError
 from finetune.study import Run
 from synthetic_study import write_run
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from finetune import runs
-with runs.locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
 
 
 def names_in(folder: Path) -> list[str]:
@@ -276,62 +262,3 @@ def test_a_move_killed_at_any_of_its_steps_is_ended_by_the_next(
         if steps <= budget:
             return
     pytest.fail("the move never ended")
-
-
-# The lock
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Any:
-    """Another process that holds the work area `work`."""
-    source = str(Path(runs.__file__).parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "work")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": source},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_a_second_process_is_refused(
-    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "PATIENCE", 0.2)
-    with pytest.raises(InputError, match="another process is training this very run"), runs.locked(tmp_path / "work"):
-        pass
-
-
-def test_a_second_process_waits_for_one_that_is_about_to_end(
-    tmp_path: Path, holder: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ending = threading.Timer(0.3, holder.kill)
-    ending.start()
-    with runs.locked(tmp_path / "work") as work:
-        assert work.is_dir()
-        assert holder.wait() < 0
-    assert "waiting 15 s for its end" in capsys.readouterr().out
-
-
-def test_the_lock_dies_with_its_process(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    holder.kill()
-    holder.wait()
-    time.sleep(0.05)
-    with runs.locked(tmp_path / "work") as work:
-        assert work.is_dir()
-
-
-def test_another_runs_work_area_is_free(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    with runs.locked(tmp_path / "other") as work:
-        assert work == tmp_path / "other"
-
-
-def test_the_lock_is_let_go_of_at_the_end(tmp_path: Path) -> None:
-    for _ in range(2):
-        with runs.locked(tmp_path / "work"):
-            pass

@@ -20,20 +20,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from finetune import kept_runs, params, resolved, runs, stages, study
+from finetune import kept_runs, params, resolved, runs, stages, study, work_lock
 from finetune.accounting import flops_per_image
 from finetune.errors import InputError
 from finetune.model import build
 from finetune.study import Layout, Run
 from finetune.training import Listener
+from finetune.work_lock import locked
 from signalled import as_in_a_process, ended_by_a_signal, terminated
 
 RUN = Run("toy", "separate_lr", 1)
 HOLD = """
 import sys, time
 from pathlib import Path
-from finetune import runs
-with runs.locked(Path(sys.argv[1])):
+from finetune.work_lock import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -432,6 +433,7 @@ def test_what_is_being_forgotten_is_never_adopted(layout: Layout, tiny: Raw, mon
 
 def test_nothing_is_forgotten_outside_the_work_areas(layout: Layout, tiny: Raw) -> None:
     work = study.work_area(prepared(tiny, layout).key)
+    work.parent.mkdir(parents=True)  # else nothing leads out of it
     for elsewhere in (work.parents[2] / "good", work.parent.parent / "good"):
         (elsewhere / "finished").mkdir(parents=True)
     for key in ("../../good", "../good"):
@@ -443,7 +445,7 @@ def test_nothing_is_forgotten_outside_the_work_areas(layout: Layout, tiny: Raw) 
 def test_what_somebody_trains_again_is_not_forgotten(layout: Layout, tiny: Raw) -> None:
     ready = prepared(tiny, layout)
     stages.train(ready, layout, keep=True)
-    with runs.locked(study.work_area(ready.key)) as work:
+    with locked(study.work_area(ready.key)) as work:
         kept_runs.forget(ready.key)
         assert (work / "finished").is_dir()
 
@@ -479,7 +481,7 @@ def test_a_finished_training_replaces_the_old_run(used: Layout, tiny: Raw) -> No
 def test_a_second_trainer_of_the_same_run_is_refused(
     layout: Layout, tiny: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "PATIENCE", 0.2)
+    monkeypatch.setattr(work_lock, "PATIENCE", 0.2)
     ready = prepared(tiny, layout)
     source = str(Path(stages.__file__).parents[1])
     with subprocess.Popen(

@@ -8,6 +8,7 @@ from finetune import checkpoint, runs
 from finetune.errors import InputError
 from finetune.params_file import flat
 from finetune.study import CELL
+from finetune.work_lock import lock_of
 
 # What the numbers depend on, in run.json.
 _SETTINGS = ("plan", "options", "training", "prepare", "edition", "store_digest", "backbone", "fraction")
@@ -42,7 +43,7 @@ def lines(work: Path) -> list[str]:
 def _under_way(work: Path) -> bool:
     """Whether a process trains there."""
     try:
-        with FileLock(runs.lock_of(work), timeout=0):
+        with FileLock(lock_of(work), timeout=0):
             return False
     except Timeout:
         return True

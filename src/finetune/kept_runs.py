@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from finetune import runs
 from finetune.errors import InputError
 from finetune.study import CELL, work_area
+from finetune.work_lock import lock_of
 
 FINISHED = "finished"  # the folder in a work area
 _CODE = "code"  # beside it: a digest of what made it
@@ -36,7 +37,7 @@ def forget(run_key: str) -> None:
     the key is a way out of the work areas."""
     work = work_area(run_key)
     if work.name == run_key and (work / FINISHED).is_dir():
-        with suppress(Timeout), FileLock(runs.lock_of(work), timeout=0):
+        with suppress(Timeout), FileLock(lock_of(work), timeout=0):
             _clear(work)
             shutil.rmtree(work, ignore_errors=True)
 

@@ -21,12 +21,12 @@ from finetune.params import AugmentationParams, ScheduleParams, TrainingParams
 from finetune.prepare import stratified
 from finetune.processor import cores
 from finetune.progress import progress
-from finetune.runs import locked
 from finetune.store import Store, open_store
 from finetune.store_writer import Writer
 from finetune.strategies import build_plan
 from finetune.study import work_area
 from finetune.training import fit
+from finetune.work_lock import locked
 
 IMAGES = 32_000
 SEED = 0

@@ -1,4 +1,4 @@
-"""The run folder and the work area: file names, atomic writes, moving into place, reading back.
+"""The run folder: file names, atomic writes, moving into place, reading back.
 
 A file of ours that is absent or damaged is an InputError that names the file and the stage that makes it again.
 """
@@ -8,13 +8,11 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from finetune.errors import InputError
 
@@ -26,7 +24,6 @@ PROVENANCE, COST = "provenance.json", "cost.json"
 FILES = (*DETERMINISTIC, PROVENANCE, COST)
 # Of an evaluation folder.
 PREDICTIONS = "predictions.csv"
-PATIENCE = 15.0  # seconds that a trainer whose DVC was killed may take to notice, save and end
 # Top folder -> the stage that writes below it, and how many folders name what it writes.
 _MAKERS = {
     "prepared": ("prepare", 1),
@@ -208,39 +205,6 @@ def copy_folder(folder: Path, place: Path) -> None:
     for path in sorted(folder.rglob("*")):
         there = place / path.relative_to(folder)
         there.mkdir() if path.is_dir() else shutil.copy2(path, there)
-
-
-def lock_of(work: Path) -> Path:
-    """The lock of work area `work`, beside it."""
-    return work.with_name(f"{work.name}.lock")
-
-
-@contextmanager
-def locked(work: Path) -> Iterator[Path]:
-    """Hold the work area `work` (made if need be). The lock dies with its process.
-
-    Waits a little for another holder, which may be one that is about to end, as its DVC was killed.
-
-    Raises:
-        InputError: another process trains this run.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_of(work))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{work}: another process is training this very run; waiting {PATIENCE:.0f} s for its end", flush=True)
-        try:
-            lock.acquire(timeout=PATIENCE, poll_interval=0.1)
-        except Timeout:
-            raise InputError(
-                f"{work}: another process is training this very run; wait for it to finish, or stop it first"
-            ) from None
-    try:
-        work.mkdir(parents=True, exist_ok=True)  # whoever held it may have taken it away
-        yield work
-    finally:
-        lock.release()
 
 
 def _make(path: Path) -> str:

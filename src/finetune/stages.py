@@ -24,6 +24,7 @@ from finetune.strategies import build_model, check_options
 from finetune.strategies.plan import Plan, audit
 from finetune.study import Layout, Run, work_area
 from finetune.training import Listener, fit
+from finetune.work_lock import locked
 
 
 def train(
@@ -51,7 +52,7 @@ def train(
     clock = Clock(began)
     place = layout.run(prepared.run)
     record = records.run_record(prepared)  # raises before anything is trained if the store's meta.json lacks something
-    with runs.locked(work_area(prepared.key)) as work:
+    with locked(work_area(prepared.key)) as work:
         for listener in listeners:
             listener.started(record)
         finished = work / kept_runs.FINISHED
