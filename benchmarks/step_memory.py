@@ -15,9 +15,9 @@ import click
 import torch
 
 from benchmarks.command import Command
-from benchmarks.strategy_costs import Costs
-from finetune import datasets
+from benchmarks.strategy_costs import Costs, classes_of
 from finetune.device import configure
+from finetune.errors import InputError, suggest
 from finetune.params import load
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -47,10 +47,9 @@ def measured(study: Path, overrides: tuple[str, ...], dataset: str, strategy: st
     """Bytes: kept for the backward pass; in memory before the first step; the tensors of a step alive at once, beyond
     what was there before it; how far the process grew over three steps."""
     params = load(study, overrides)
-    recipe, classes = params.training_for(dataset, strategy), datasets.load(dataset).classes
-    assert classes is not None
+    recipe = params.training_for(dataset, strategy)
     configure(recipe)
-    costs = Costs(params.plan_for(strategy), params.strategies[strategy].options, recipe, classes)
+    costs = Costs(params.plan_for(strategy), params.strategies[strategy].options, recipe, classes_of(dataset))
     phase = costs.phases[-1]
     before = resident()
     forget_peak()
@@ -74,13 +73,20 @@ def main(study: Path, dataset: str, strategies: tuple[str, ...], overrides: tupl
     if alone:
         print(*measured(study, overrides, dataset, strategies[0]))
         return
+    params = load(study, overrides)
+    for strategy in strategies:
+        if strategy not in params.strategies:
+            raise InputError(f"{study} has no strategy '{strategy}'; {suggest(strategy, params.strategies)}")
+    classes_of(dataset)
     print("| strategy | kept, MB | tensors alive at once, MB | growth of the process, MB | before the step, MB |")
     print("| --- | --: | --: | --: | --: |", flush=True)
     settings = [word for setting in overrides for word in ("--set", setting)]
-    for strategy in strategies or load(study, overrides).study.strategies:
+    for strategy in strategies or params.study.strategies:
         words = [sys.executable, "-m", "benchmarks.step_memory", str(study), dataset, strategy, *settings, "--alone"]
-        told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
-        kept, before, alive, grown = (int(number) / 1e6 for number in told.split())
+        found = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        if found.returncode:
+            sys.exit(found.returncode)  # it has said why
+        kept, before, alive, grown = (int(number) / 1e6 for number in found.stdout.splitlines()[-1].split())
         print(f"| `{strategy}` | {kept:.1f} | {alive:.0f} | {grown:.0f} | {before:.0f} |", flush=True)
 
 

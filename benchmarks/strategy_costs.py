@@ -20,6 +20,7 @@ from benchmarks.command import ONE_OR_MORE, Command
 from finetune import datasets
 from finetune.accounting import activation_bytes
 from finetune.device import configure, memory_format, move_to_device
+from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
 from finetune.params import load
 from finetune.recipe import TrainingParams
@@ -73,6 +74,18 @@ class Costs:
         return sum(m * p.share for m, p in zip(medians, self.phases, strict=True)) / whole if whole else float("nan")
 
 
+def classes_of(dataset: str) -> int:
+    """How many classes a data set has.
+
+    Raises:
+        InputError: there is no such data set, or its images alone tell.
+    """
+    classes = datasets.load(dataset).classes
+    if classes is None:
+        raise InputError(f"{dataset}: its classes are known from its images alone; name another data set")
+    return classes
+
+
 def measured(make: dict[str, Callable[[], Costs]], rounds: int) -> dict[str, Costs]:
     """Each round builds every strategy anew, so that no two networks lie in memory at once."""
     found: dict[str, Costs] = {}
@@ -98,9 +111,7 @@ def measured(make: dict[str, Callable[[], Costs]], rounds: int) -> dict[str, Cos
 def main(study: Path, dataset: str, rounds: int) -> None:
     """Measure the strategies of STUDY, a params.yaml, under the recipe of DATASET."""
     params = load(study)
-    classes = datasets.load(dataset).classes
-    if classes is None:
-        raise click.UsageError(f"{dataset}: its classes are known from its images alone; name another data set")
+    classes = classes_of(dataset)
     make: dict[str, Callable[[], Costs]] = {}
     for name in params.study.strategies:
         plan = params.plan_for(name)

@@ -93,6 +93,8 @@ def test_bad_input_is_refused_before_anything_is_measured(
         ("threads", ["--threads", "0"], "0 is not in the range x>=1"),
         ("engine", ["ours", "--steps", "0"], "0 is not in the range x>=1"),
         ("step_memory", [str(ROOT / "params.yaml"), "cifar10", "--set", "training.lr=x"], "training.lr: found 'x'"),
+        ("step_memory", [str(ROOT / "params.yaml"), "cifar10", "sam_lr"], "has no strategy 'sam_lr'; did you mean"),
+        ("step_memory", [str(ROOT / "params.yaml"), "cifar9"], "data set 'cifar9' has no reader"),
     ],
 )
 def test_bad_input_is_a_sentence_of_each_benchmark(
