@@ -17,8 +17,9 @@ import torch
 from benchmarks.command import Command
 from benchmarks.strategy_costs import Costs, classes_of
 from finetune.device import configure
-from finetune.errors import InputError, suggest
+from finetune.errors import InputError
 from finetune.params import load
+from finetune.study import check_run
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -43,13 +44,15 @@ def most_alive(changes: Iterable[int]) -> int:
     return most
 
 
-def measured(study: Path, overrides: tuple[str, ...], dataset: str, strategy: str) -> tuple[int, int, int, int]:
+def measured(study: Path, overrides: tuple[str, ...], dataset: str, strategy: str) -> tuple[int, ...]:
     """Bytes: kept for the backward pass; in memory before the first step; the tensors of a step alive at once, beyond
-    what was there before it; how far the process grew over three steps."""
+    what was there before it; how far the process grew over three steps. Nothing where a head is solved at once."""
     params = load(study, overrides)
     recipe = params.training_for(dataset, strategy)
     configure(recipe)
-    costs = Costs(params.plan_for(strategy), params.strategies[strategy].options, recipe, classes_of(dataset))
+    costs = Costs(params.plan_for(strategy), params.strategies[strategy].options, recipe, classes_of(params, dataset))
+    if not costs.phases:
+        return ()
     phase = costs.phases[-1]
     before = resident()
     forget_peak()
@@ -74,20 +77,26 @@ def main(study: Path, dataset: str, strategies: tuple[str, ...], overrides: tupl
         print(*measured(study, overrides, dataset, strategies[0]))
         return
     params = load(study, overrides)
-    for strategy in strategies:
-        if strategy not in params.strategies:
-            raise InputError(f"{study} has no strategy '{strategy}'; {suggest(strategy, params.strategies)}")
-    classes_of(dataset)
+    chosen = strategies or params.study.strategies
+    for strategy in chosen:
+        check_run(params, dataset, strategy)
+    classes_of(params, dataset)
     print("| strategy | kept, MB | tensors alive at once, MB | growth of the process, MB | before the step, MB |")
     print("| --- | --: | --: | --: | --: |", flush=True)
     settings = [word for setting in overrides for word in ("--set", setting)]
-    for strategy in strategies or params.study.strategies:
+    for strategy in chosen:
         words = [sys.executable, "-m", "benchmarks.step_memory", str(study), dataset, strategy, *settings, "--alone"]
         found = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        if found.returncode < 0:
+            raise InputError(f"{strategy}: its process was ended by signal {-found.returncode}")
         if found.returncode:
             sys.exit(found.returncode)  # it has said why
-        kept, before, alive, grown = (int(number) / 1e6 for number in found.stdout.splitlines()[-1].split())
-        print(f"| `{strategy}` | {kept:.1f} | {alive:.0f} | {grown:.0f} | {before:.0f} |", flush=True)
+        megabytes = [int(number) / 1e6 for number in found.stdout.splitlines()[-1].split()]
+        if megabytes:
+            kept, before, alive, grown = megabytes
+            print(f"| `{strategy}` | {kept:.1f} | {alive:.0f} | {grown:.0f} | {before:.0f} |", flush=True)
+        else:
+            print(f"| `{strategy}` | – | – | – | – |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,17 +17,17 @@ import click
 import torch
 
 from benchmarks.command import ONE_OR_MORE, Command
-from finetune import datasets
 from finetune.accounting import activation_bytes
 from finetune.device import configure, memory_format, move_to_device
 from finetune.errors import InputError
 from finetune.optimizers import make_optimizer
-from finetune.params import load
+from finetune.params import Params, load
 from finetune.recipe import TrainingParams
 from finetune.step import Step, set_modes
 from finetune.strategies import build_model, build_plan
 from finetune.strategies.adjustments import adjusted
 from finetune.strategies.plan import Phase, trainable
+from finetune.study import check_run, dataset_of
 
 
 class Costs:
@@ -74,13 +74,13 @@ class Costs:
         return sum(m * p.share for m, p in zip(medians, self.phases, strict=True)) / whole if whole else float("nan")
 
 
-def classes_of(dataset: str) -> int:
+def classes_of(params: Params, dataset: str) -> int:
     """How many classes a data set has.
 
     Raises:
-        InputError: there is no such data set, or its images alone tell.
+        InputError: there is no such data set, or only its images tell how many classes it has.
     """
-    classes = datasets.load(dataset).classes
+    classes = dataset_of(params, dataset).classes
     if classes is None:
         raise InputError(f"{dataset}: its classes are known from its images alone; name another data set")
     return classes
@@ -111,7 +111,8 @@ def measured(make: dict[str, Callable[[], Costs]], rounds: int) -> dict[str, Cos
 def main(study: Path, dataset: str, rounds: int) -> None:
     """Measure the strategies of STUDY, a params.yaml, under the recipe of DATASET."""
     params = load(study)
-    classes = classes_of(dataset)
+    check_run(params, dataset, params.study.baseline)
+    classes = classes_of(params, dataset)
     make: dict[str, Callable[[], Costs]] = {}
     for name in params.study.strategies:
         plan = params.plan_for(name)

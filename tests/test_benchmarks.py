@@ -23,6 +23,7 @@ from finetune.processor import cpu_has_bf16
 from finetune.store import Split
 
 ROOT = Path(__file__).parents[1]
+PETS = "datasets.pets={reader: class_folders, title: Pets}"
 
 
 def printed(module: str, *words: str, **environment: str) -> str:
@@ -93,8 +94,14 @@ def test_bad_input_is_refused_before_anything_is_measured(
         ("threads", ["--threads", "0"], "0 is not in the range x>=1"),
         ("engine", ["ours", "--steps", "0"], "0 is not in the range x>=1"),
         ("step_memory", [str(ROOT / "params.yaml"), "cifar10", "--set", "training.lr=x"], "training.lr: found 'x'"),
-        ("step_memory", [str(ROOT / "params.yaml"), "cifar10", "sam_lr"], "has no strategy 'sam_lr'; did you mean"),
-        ("step_memory", [str(ROOT / "params.yaml"), "cifar9"], "data set 'cifar9' has no reader"),
+        ("step_memory", [str(ROOT / "params.yaml"), "cifar10", "sam_lr"], "strategy 'sam_lr' has no entry"),
+        ("step_memory", [str(ROOT / "params.yaml"), "cifar9"], "data set 'cifar9' has no entry"),
+        (
+            "step_memory",
+            [str(ROOT / "params.yaml"), "pets", "--set", PETS],
+            "pets: its classes are known from its images",
+        ),
+        ("strategy_costs", [str(ROOT / "params.yaml"), "cifar9"], "data set 'cifar9' has no entry"),
     ],
 )
 def test_bad_input_is_a_sentence_of_each_benchmark(
@@ -198,8 +205,12 @@ def test_only_what_is_set_up_as_ours_is_has_threads_that_sleep(monkeypatch: pyte
 
 def test_the_memory_of_a_step_is_told_by_strategy() -> None:
     settings = ("training.image_size=32", "training.batch_size=4", "training.precision=fp32")
-    words = ["studies/catalogue.yaml", "cifar10", "last_layer", *(w for s in settings for w in ("--set", s))]
-    row = printed("benchmarks.step_memory", *words).splitlines()[-1].split("|")[1:-1]
+    words = ["studies/catalogue.yaml", "cifar10", "last_layer", "last_layer_exact"]
+    *_, row, solved = printed(
+        "benchmarks.step_memory", *words, *(w for s in settings for w in ("--set", s))
+    ).splitlines()
+    assert solved == "| `last_layer_exact` | – | – | – | – |"
+    row = row.split("|")[1:-1]
     kept, alive, _, before = map(float, row[1:])
     assert row[0].strip() == "`last_layer`"
     assert 0 <= kept < 1 < before  # MB
