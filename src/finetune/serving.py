@@ -65,7 +65,10 @@ class Classifier:
         self._preprocessing = run["preprocessing"]
         self._model = build_model(len(self.classes), 0, run["plan"], run["options"])
         models.load_weights(self._model, folder / runs.MODEL)
-        self._model.eval()
+        self._layout = (
+            torch.channels_last if run["training"]["memory_format"] == "channels_last" else torch.contiguous_format
+        )
+        self._model.eval().to(memory_format=self._layout)  # evaluation's, whose sums have its order
 
     def probabilities(self, files: Sequence[bytes], names: Sequence[str] = ()) -> np.ndarray:
         """Class probabilities of encoded images: float32, images x classes.
@@ -83,7 +86,7 @@ class Classifier:
         with torch.inference_mode():
             for _ in range(0, len(files), _BATCH):
                 batch = torch.stack(list(islice(views, _BATCH)))
-                answers.append(self._model(normalise(batch)).softmax(1).numpy())
+                answers.append(self._model(normalise(batch, self._layout)).softmax(1).numpy())
         return np.concatenate(answers)
 
     def predict(self, files: Sequence[bytes], top: int = 1, names: Sequence[str] = ()) -> list[list[Prediction]]:
